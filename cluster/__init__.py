@@ -1,0 +1,1 @@
+"""Ray and the front door: configuration, executors, gateway, admission, assignment, controller, launch."""

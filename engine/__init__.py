@@ -1,0 +1,1 @@
+"""One rank without Ray or gRPC: inbox, plan, batch, runner, commit, outbox."""

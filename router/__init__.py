@@ -1,0 +1,1 @@
+"""From hidden states to experts and back: gate, placement, dispatch and combine, load statistics."""

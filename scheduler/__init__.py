@@ -1,0 +1,1 @@
+"""Continuous batching in plain Python: requests, sequences, blocks, prefix cache, plan and commit."""

@@ -1,0 +1,1 @@
+"""The sigmoe client: SDK and command line. Imports neither torch nor ray."""
