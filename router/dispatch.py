@@ -1,0 +1,40 @@
+"""The seam between attention, which is data parallel, and the experts, which are sharded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertChoice:
+    """The experts of each row. T = 0 is valid."""
+
+    ids: torch.Tensor  # [T, K] int32, logical expert ids
+    weights: torch.Tensor  # [T, K] fp32, routed scaling included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchHandle:
+    """The state of one round trip: made by `dispatch`, used up by `combine`."""
+
+    counts: torch.Tensor  # [local physical experts] int32, rows that each local expert received
+    weights: torch.Tensor  # [T, K] fp32
+    source_rows: torch.Tensor  # [T, K] int32: where in the returned rows the answer for (t, k) will lie
+    send_splits: tuple[int, ...] = ()  # rows per destination rank; empty without a group
+    recv_splits: tuple[int, ...] = ()  # rows per source rank
+    arrival_order: torch.Tensor | None = None  # [R] int32: expert-sorted row -> row as it arrived
+
+
+class Dispatcher(Protocol):
+    """Carries rows to the ranks that hold their experts and brings the answers home."""
+
+    def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
+        """Send hidden [T, H] to its experts; returns a handle and the rows [R, H] received here, sorted by expert."""
+        ...
+
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+        """Bring expert outputs [R, H] home; returns [T, H], each the fp32 weighted sum over K in slot order."""
+        ...

@@ -1,0 +1,58 @@
+"""One step as the scheduler sees it: what will run, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from scheduler.request import SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencePlan:
+    """The rows of one sequence in one step.
+
+    Row r holds token `token_ids[r]` at position `start + r`; [0, start) is in the KV cache already.
+    `num_logit_rows` trailing rows need logits: 0 for a chunk that ends inside the prompt, 1 where a token is
+    sampled, more for a verify. With `prompt_logprobs` every row's logits are wanted as well.
+    """
+
+    sequence_id: int  # unique on this rank for its life, never reused
+    token_ids: tuple[int, ...]
+    start: int
+    block_table: Seq[int]  # append-only; valid until the step is committed
+    num_logit_rows: int
+    sampling: SamplingParams
+    sequence_index: int  # 0 .. n-1, part of the sampling seed
+    output_index: int  # index in the output of the token that the first logit row yields
+    prompt_logprob_targets: tuple[int, ...] = ()  # the prompt token after row r, for the rows to be scored
+    num_prompt_tokens: int = 0
+    history: Seq[int] = ()  # prompt + output so far, given where a penalty needs it; valid until commit
+    stop_token_ids: tuple[int, ...] = ()  # what min_tokens masks: end-of-text ids (unless ignored) + stop ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one rank runs in one step. Without sequences the rank only takes part in the collectives."""
+
+    step_id: int
+    sequences: tuple[SequencePlan, ...]
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceResult:
+    """What a step produced for one sequence: no token for an unfinished prompt, one for a decode."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    error: str = ""  # non-empty: this sequence alone ends with FinishReason.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The results of a step, aligned with `StepPlan.sequences`."""
+
+    step_id: int
+    sequences: tuple[SequenceResult, ...]

@@ -1,0 +1,112 @@
+"""What a client asked for, and what it gets back: the values that cross the rank's border."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended. Every sequence ends exactly once."""
+
+    STOP = "stop"  # an end-of-text or stop token id, or a stop string (found by the gateway)
+    LENGTH = "length"  # max_tokens or the context limit
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. Defaults sample from the unmodified distribution.
+
+    Order of the stages: repetition, presence and frequency penalties and logit bias; the min_tokens mask;
+    temperature; top-k; top-p; min-p; softmax in fp32. temperature 0 is greedy (ties go to the lower id).
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output only
+    frequency_penalty: float = 0.0  # over output only
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0  # always set: the gateway draws one where the client gave none
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone; n: and the top n
+    num_prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One client request as a rank sees it. Times are seconds on the rank's own monotonic clock.
+
+    `resumed` holds output tokens already streamed by a rank that died: they count as output, not as prompt.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    num_sequences: int = 1  # the client's `n`
+    priority: int = 0  # larger is served sooner; waiting raises it (ageing)
+    deadline_s: float | None = None
+    resumed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of one token and of the most likely ones at its place (natural log, fp32).
+
+    They are those of the unmodified distribution: log_softmax of the raw logits.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), most likely first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one sequence cost. Times in seconds."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDelta:
+    """What one step added to one sequence. The last one of a sequence carries its reason and its usage."""
+
+    request_id: str
+    sequence_index: int  # 0 .. num_sequences - 1
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # one per token id when asked for
+    # Position i scores prompt token i + 1; sent once, with the first delta of sequence 0.
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """A snapshot of one rank's queues and blocks."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    block_size: int
+    num_preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
