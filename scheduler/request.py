@@ -6,6 +6,15 @@ import enum
 from dataclasses import dataclass
 
 
+class RequestRefused(ValueError):
+    """A request that can never run here. `field` is the path of the field at fault, as the client knows it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
 class FinishReason(enum.Enum):
     """Why a sequence ended. Every sequence ends exactly once."""
 
