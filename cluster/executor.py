@@ -68,7 +68,7 @@ class GroupInfo:
 class Executor(Protocol):
     """Runs the G ranks of one group. All methods are called from one asyncio loop."""
 
-    async def start(self) -> AsyncIterator[LoadProgress]:
+    def start(self) -> AsyncIterator[LoadProgress]:
         """Start every rank, yielding progress; the group serves when the iterator ends. Raises on failure."""
         ...
 
