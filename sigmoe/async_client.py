@@ -1,0 +1,153 @@
+"""The asyncio client: the same calls as the synchronous one, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from sigmoe import messages, results
+from sigmoe.client import CHANNEL_OPTIONS, DEFAULT_ADDRESS
+from sigmoe.sampling import Sampling
+from sigmoe.status import Attempts, RetryPolicy
+from sigmoe.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+)
+
+
+class AsyncStream:
+    """The chunks of one request as they come. Iterate it, or call `result` for the whole.
+
+    Nothing is sent before the first chunk is asked for. Leaving it early cancels the request on the server.
+    """
+
+    def __init__(self, start: Callable[[float | None], Any], attempts: Callable[[], Attempts]) -> None:
+        self._start = start
+        self._attempts = attempts
+        self._call: Any = None
+
+    async def __aiter__(self) -> AsyncIterator[results.Chunk]:
+        attempts = self._attempts()
+        while True:
+            has_answered = False
+            self._call = self._start(attempts.timeout_s())
+            try:
+                async for response in self._call:
+                    has_answered = True
+                    yield messages.chunk(response)
+                return
+            except grpc.RpcError as error:
+                wait_s = attempts.wait_s(error, has_answered=has_answered)
+            finally:
+                self._call.cancel()
+            await asyncio.sleep(wait_s)
+
+    async def result(self) -> results.Completion:
+        """Wait for the end and join everything."""
+        return messages.completion([chunk async for chunk in self])
+
+    def cancel(self) -> None:
+        """Cancel the request; the iterator then raises `Cancelled`."""
+        if self._call is not None:
+            self._call.cancel()
+
+
+class AsyncClient:
+    """Talks to one gateway. Belongs to one event loop; close it, or use it as an async context manager.
+
+    `timeout_s` is the deadline of each call, retries included; None waits for ever.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
+        self._admin = admin_service_pb2_grpc.AdminServiceStub(self._channel)
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+
+    def generate(
+        self,
+        prompt: messages.Prompt,
+        sampling: Sampling | None = None,
+        *,
+        priority: int = 0,
+        return_token_ids: bool = False,
+    ) -> AsyncStream:
+        """Continue a text or a list of token ids."""
+        request = messages.generate_request(
+            prompt, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids
+        )
+        return AsyncStream(lambda timeout_s: self._inference.Generate(request, timeout=timeout_s), self._attempts)
+
+    def chat(
+        self,
+        turns: Iterable[messages.Message],
+        sampling: Sampling | None = None,
+        *,
+        priority: int = 0,
+        return_token_ids: bool = False,
+    ) -> AsyncStream:
+        """Answer a conversation: `[{"role": "user", "content": "What is asthma?"}]`."""
+        request = messages.chat_request(
+            turns, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids
+        )
+        return AsyncStream(lambda timeout_s: self._inference.Chat(request, timeout=timeout_s), self._attempts)
+
+    async def score(self, prompt: messages.Prompt, *, top_logprobs: int = 0) -> results.Score:
+        """Log-probabilities of a text of at least two tokens."""
+        request = messages.score_request(prompt, top_logprobs=top_logprobs)
+        return messages.score(await self._unary(self._inference.Score, request))
+
+    async def tokenize(self, text: str | Iterable[messages.Message]) -> results.Tokens:
+        """Token ids of a text, or of a conversation as the model will see it."""
+        return messages.tokens(await self._unary(self._inference.Tokenize, messages.tokenize_request(text)))
+
+    async def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        request = inference_service_pb2.DetokenizeRequest(ids=ids, skip_special_tokens=skip_special_tokens)
+        return str((await self._unary(self._inference.Detokenize, request)).text)
+
+    async def model(self) -> results.Model:
+        """Facts of the served model."""
+        return messages.model(await self._unary(self._inference.GetModel, inference_service_pb2.GetModelRequest()))
+
+    async def cluster(self) -> results.Cluster:
+        """A snapshot of the cluster."""
+        return messages.cluster(await self._unary(self._admin.GetCluster, admin_service_pb2.GetClusterRequest()))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end with `Cancelled`."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _unary(self, method: Callable[..., Any], request: Any) -> Any:
+        attempts = self._attempts()
+        while True:
+            try:
+                return await method(request, timeout=attempts.timeout_s())
+            except grpc.RpcError as error:
+                wait_s = attempts.wait_s(error)
+            await asyncio.sleep(wait_s)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self._retry, self._timeout_s)

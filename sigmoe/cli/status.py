@@ -1,0 +1,112 @@
+"""`sigmoe status`: a picture of the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sigmoe.cli.options import add_connection, connect
+from sigmoe.cli.output import print_json
+from sigmoe.results import Cluster, RankState
+
+_DESCRIPTION = """\
+Show ranks, KV cache, queues and expert load. The last line shades each expert by the rows routed to it, against
+an even load: . under half, - below, + above, # over one and a half times the even share.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `status` to the command line."""
+    parser = commands.add_parser("status", help="show the cluster", description=_DESCRIPTION)
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show again every so many seconds")
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show one snapshot, or one after the other."""
+    with connect(args) as client:
+        if args.json:
+            print_json(client.cluster())
+        elif args.watch is None:
+            Console().print(picture(client.cluster()))
+        else:
+            _watch(lambda: picture(client.cluster()), args.watch)
+    return 0
+
+
+def _watch(draw: Callable[[], RenderableType], interval_s: float) -> None:
+    if interval_s <= 0:
+        raise ValueError(f"--watch: {interval_s} is not positive")
+    with Live(draw(), auto_refresh=False) as live:
+        while True:
+            time.sleep(interval_s)
+            live.update(draw(), refresh=True)
+
+
+def picture(cluster: Cluster) -> RenderableType:
+    """Everything an operator looks at first, for the terminal."""
+    gateway = cluster.gateway
+    head = Text(
+        f"{cluster.model}  epoch {cluster.epoch}  up {cluster.uptime_s:.0f} s  version {cluster.server_version}\n"
+        f"gateway: {gateway.active_requests}/{gateway.max_requests} requests active, "
+        f"{gateway.streamed_tokens} tokens streamed, {gateway.resumed_requests} requests resumed, ended: "
+        + (", ".join(f"{name} {count}" for name, count in sorted(gateway.ended_requests.items())) or "none")
+    )
+    return Group(head, _rank_table(cluster.ranks), Text(f"expert load  {expert_load(cluster.ranks)}"))
+
+
+def _rank_table(ranks: tuple[RankState, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "state", "device", "host:pid", "experts", "running", "waiting", "KV used", "prefix hits"):
+        table.add_column(name)
+    for name in ("tokens", "weights", "kernels"):
+        table.add_column(name)
+    for rank in ranks:
+        table.add_row(
+            str(rank.rank),
+            rank.state,
+            rank.device,
+            f"{rank.host}:{rank.pid}",
+            ranges(rank.experts),
+            str(rank.running_sequences),
+            str(rank.waiting_sequences),
+            _share(rank.kv_blocks - rank.kv_blocks_free, rank.kv_blocks),
+            _share(rank.prefix_hit_tokens, rank.prefix_query_tokens),
+            str(rank.generated_tokens),
+            f"{rank.weight_bytes / 2**20:.0f} MiB",
+            rank.kernels,
+        )
+    return table
+
+
+def ranges(ids: tuple[int, ...]) -> str:
+    """Ascending ids as ranges: (0, 1, 2, 5) is '0-2,5'."""
+    parts: list[list[int]] = []
+    for value in ids:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def expert_load(ranks: tuple[RankState, ...]) -> str:
+    """One sign for each expert by its load over all ranks, and the largest load against the mean."""
+    width = max((len(rank.expert_tokens) for rank in ranks), default=0)
+    loads = [sum(rank.expert_tokens[e] for rank in ranks if e < len(rank.expert_tokens)) for e in range(width)]
+    if not any(loads):
+        return "no tokens yet"
+    mean = sum(loads) / width
+    signs = "".join(".-+#"[(load >= 0.5 * mean) + (load >= mean) + (load >= 1.5 * mean)] for load in loads)
+    return f"{signs}  max/mean {max(loads) / mean:.2f}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part}/{whole} ({100 * part / whole:.0f}%)" if whole else "-"

@@ -1,0 +1,170 @@
+"""What calls return: plain frozen values, independent of the wire format.
+
+```
+Stream -> Chunk* -> Completion (all chunks of all sequences, joined)
+Score · Model · Cluster (Gateway, Rank*)
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A token at some place; `logprob` is the natural log of its probability in the unmodified distribution."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """The token that stands at a place, and the most likely ones there (most likely first)."""
+
+    token: Candidate
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one sequence cost; times in seconds."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    preemptions: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What was generated for one sequence since its last chunk."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One finished sequence."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    error: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """All sequences of one request, by index. `text` is the first one's."""
+
+    request_id: str
+    choices: tuple[Choice, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The text of sequence 0."""
+        return self.choices[0].text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Log-probabilities of a text: entry i scores token i + 1."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    total_logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Token ids and each token's own text."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The served model."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    max_context: int
+    num_layers: int
+    num_experts: int
+    num_experts_per_token: int
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    server_version: str
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayState:
+    """The gateway that answered."""
+
+    active_requests: int
+    max_requests: int
+    ended_requests: dict[str, int]
+    resumed_requests: int
+    streamed_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankState:
+    """One rank: one process, one device. Field meanings as in admin_service.proto."""
+
+    rank: int
+    state: Literal["unknown", "starting", "serving", "lost"]
+    device: str
+    host: str
+    pid: int
+    experts: tuple[int, ...]
+    waiting_sequences: int
+    running_sequences: int
+    kv_blocks: int
+    kv_blocks_free: int
+    kv_blocks_cached: int
+    kv_block_size: int
+    steps: int
+    generated_tokens: int
+    preemptions: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    weight_bytes: int
+    kv_bytes: int
+    expert_tokens: tuple[int, ...]
+    kernels: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A snapshot of the cluster behind a gateway."""
+
+    model: str
+    epoch: int
+    gateway: GatewayState
+    ranks: tuple[RankState, ...]
+    server_version: str
+    uptime_s: float
