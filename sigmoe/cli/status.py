@@ -6,9 +6,8 @@ import argparse
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sigmoe.cli.options import add_connection, connect
@@ -53,37 +52,33 @@ def _watch(draw: Callable[[], RenderableType], interval_s: float) -> None:
 def picture(cluster: Cluster) -> RenderableType:
     """Everything an operator looks at first, for the terminal."""
     gateway = cluster.gateway
-    head = Text(
-        f"{cluster.model}  epoch {cluster.epoch}  up {cluster.uptime_s:.0f} s  version {cluster.server_version}\n"
-        f"gateway: {gateway.active_requests}/{gateway.max_requests} requests active, "
-        f"{gateway.streamed_tokens} tokens streamed, {gateway.resumed_requests} requests resumed, ended: "
-        + (", ".join(f"{name} {count}" for name, count in sorted(gateway.ended_requests.items())) or "none")
-    )
-    return Group(head, _rank_table(cluster.ranks), Text(f"expert load  {expert_load(cluster.ranks)}"))
+    ended = ", ".join(f"{name} {count}" for name, count in sorted(gateway.ended_requests.items())) or "none"
+    lines = [
+        f"{cluster.model}  epoch {cluster.epoch}  up {cluster.uptime_s:.0f} s  version {cluster.server_version}",
+        f"gateway  {_bar(gateway.active_requests, gateway.max_requests)} requests  ended: {ended}",
+        f"         {gateway.streamed_tokens} tokens streamed, {gateway.resumed_requests} requests resumed",
+    ]
+    for rank in cluster.ranks:
+        lines += _rank_lines(rank)
+    lines.append(f"experts  {expert_load(cluster.ranks)}")
+    return Text("\n".join(lines), overflow="fold")
 
 
-def _rank_table(ranks: tuple[RankState, ...]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("rank", "state", "device", "host:pid", "experts", "running", "waiting", "KV used", "prefix hits"):
-        table.add_column(name)
-    for name in ("tokens", "weights", "kernels"):
-        table.add_column(name)
-    for rank in ranks:
-        table.add_row(
-            str(rank.rank),
-            rank.state,
-            rank.device,
-            f"{rank.host}:{rank.pid}",
-            ranges(rank.experts),
-            str(rank.running_sequences),
-            str(rank.waiting_sequences),
-            _share(rank.kv_blocks - rank.kv_blocks_free, rank.kv_blocks),
-            _share(rank.prefix_hit_tokens, rank.prefix_query_tokens),
-            str(rank.generated_tokens),
-            f"{rank.weight_bytes / 2**20:.0f} MiB",
-            rank.kernels,
-        )
-    return table
+def _rank_lines(rank: RankState) -> list[str]:
+    hits = f"{100 * rank.prefix_hit_tokens / rank.prefix_query_tokens:.0f}%" if rank.prefix_query_tokens else "none"
+    mib = rank.weight_bytes / 2**20
+    return [
+        f"rank {rank.rank:<3d} {rank.state}  {rank.device}  {rank.host}:{rank.pid}  experts {ranges(rank.experts)}",
+        f"  KV     {_bar(rank.kv_blocks - rank.kv_blocks_free, rank.kv_blocks)} blocks of {rank.kv_block_size}, "
+        f"{rank.kv_blocks_cached} cached, prefix hits {hits}",
+        f"  queue  {rank.running_sequences} running, {rank.waiting_sequences} waiting, {rank.preemptions} preemptions",
+        f"  work   {rank.generated_tokens} tokens in {rank.steps} steps, {mib:.0f} MiB of weights, {rank.kernels}",
+    ]
+
+
+def _bar(part: int, whole: int, width: int = 20) -> str:
+    filled = round(width * part / whole) if whole else 0
+    return f"[{'#' * filled}{'.' * (width - filled)}] {part}/{whole}"
 
 
 def ranges(ids: tuple[int, ...]) -> str:
@@ -106,7 +101,3 @@ def expert_load(ranks: tuple[RankState, ...]) -> str:
     mean = sum(loads) / width
     signs = "".join(".-+#"[(load >= 0.5 * mean) + (load >= mean) + (load >= 1.5 * mean)] for load in loads)
     return f"{signs}  max/mean {max(loads) / mean:.2f}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part}/{whole} ({100 * part / whole:.0f}%)" if whole else "-"

@@ -1,0 +1,1 @@
+"""Pages about sigmoe, and the programs that write the reference pages."""
