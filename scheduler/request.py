@@ -55,6 +55,7 @@ class Request:
     """One client request as a rank sees it. Times are seconds on the rank's own monotonic clock.
 
     `resumed` holds output tokens already streamed by a rank that died: they count as output, not as prompt.
+    A resumed request carries one sequence, whose index (part of its seed) is `first_sequence_index`.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class Request:
     priority: int = 0  # larger is served sooner; waiting raises it (ageing)
     deadline_s: float | None = None
     resumed: tuple[int, ...] = ()
+    first_sequence_index: int = 0  # the sequences are numbered from here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ class TokenDelta:
     """What one step added to one sequence. The last one of a sequence carries its reason and its usage."""
 
     request_id: str
-    sequence_index: int  # 0 .. num_sequences - 1
+    sequence_index: int  # first_sequence_index .. first_sequence_index + num_sequences - 1
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id when asked for
     # Position i scores prompt token i + 1; sent once, with the first delta of sequence 0.
