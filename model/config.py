@@ -7,15 +7,15 @@ fields of which one value alone is implemented may be absent, and any other valu
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.errors import CheckpointError, ConfigError
+from model.errors import ConfigError
 from model.quantization import Quantization
+from model.strict_json import read_object
 
 CHAT_END_TOKENS = ("<|endoftext|>", "<|role_end|>")  # generation configs of this family list one or both (§7)
 
@@ -90,7 +90,7 @@ class ModelConfig(BaseModel):
     def from_dir(cls, directory: str | Path) -> Self:
         """Read config.json and the end-of-text ids that stand beside it. Raises CheckpointError or ConfigError."""
         folder = Path(directory)
-        raw = read_json(folder / "config.json")
+        raw = read_object(folder / "config.json")
         return cls.from_dict(raw, extra_eos=_neighbouring_eos(folder))
 
     @classmethod
@@ -174,28 +174,6 @@ class ModelConfig(BaseModel):
         return self.num_hidden_layers - self.first_k_dense_replace
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError that names the file, also for a key given twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: {twice} is given twice")
-        return fields
-
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint folder in Hugging Face layout is needed") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}, not an object")
-    return raw
-
-
 def _as_ids(value: object) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) and i >= 0 for i in ids):
@@ -207,9 +185,9 @@ def _neighbouring_eos(folder: Path) -> tuple[int, ...]:
     """End-of-text ids of generation_config.json and of the tokenizer's named tokens: all of them stop (§7)."""
     ids: set[int] = set()
     if (folder / "generation_config.json").exists():
-        ids.update(_as_ids(read_json(folder / "generation_config.json").get("eos_token_id")))
+        ids.update(_as_ids(read_object(folder / "generation_config.json").get("eos_token_id")))
     if (folder / "tokenizer_config.json").exists():
-        added = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        added = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
         ids.update(int(i) for i, token in added.items() if token.get("content") in CHAT_END_TOKENS)
     return tuple(ids)
 

@@ -1,0 +1,31 @@
+"""The weights of the experts that one rank holds, for one layer."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+
+from experts.layout import ExpertShape
+from kernels.grouped_swiglu import PackedExperts, allocate_experts, fill_expert, grouped_swiglu
+
+
+class ExpertShard:
+    """SwiGLU experts side by side, filled one at a time so that loading never holds two copies."""
+
+    def __init__(self, packed: PackedExperts, num_experts: int) -> None:
+        self._packed = packed
+        self.num_experts = num_experts
+
+    @classmethod
+    def allocate(cls, num_experts: int, shape: ExpertShape, dtype: torch.dtype) -> Self:
+        """Room for `num_experts` experts. Zero is valid: such a rank only takes part in the exchange."""
+        return cls(allocate_experts(num_experts, shape.hidden_size, shape.width, dtype), num_experts)
+
+    def fill(self, index: int, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> None:
+        """Store the expert at a local index: gate, up [I, H], down [H, I]."""
+        fill_expert(self._packed, index, gate, up, down)
+
+    def __call__(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Run rows [R, H], sorted by local expert, `counts` [local experts] int32 of each; returns [R, H]."""
+        return grouped_swiglu(rows, counts, self._packed)

@@ -1,0 +1,42 @@
+"""Grouped-query attention over the paged KV cache, with per-head QK-norm and partial rotary embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.paged_attention import KVLayer, paged_attention
+from kernels.rope_kv import qk_norm_rope_kv
+from model.batch import Batch
+from model.linear import Linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """The attention of one layer (model-spec §2.4)."""
+
+    query_key_value: Linear  # rows: all Q, all K, all V
+    query_norm: torch.Tensor  # [D], shared by all query heads
+    key_norm: torch.Tensor  # [D]
+    dense: Linear
+    cos_sin: torch.Tensor  # [P, rotary_dim] fp32, one table for all layers
+    scale: float  # 1 / sqrt(D)
+    eps: float
+
+    def __call__(self, hidden: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+        """Attend from hidden [T, H] and return [T, H]; the rows' keys and values are written into `kv` first."""
+        query = qk_norm_rope_kv(
+            self.query_key_value(hidden),
+            self.query_norm,
+            self.key_norm,
+            self.cos_sin,
+            batch.positions,
+            batch.slots,
+            kv,
+            self.eps,
+        )
+        attended = paged_attention(
+            query, kv, batch.block_tables, batch.row_starts, batch.context_lens, batch.positions, self.scale
+        )
+        return self.dense(attended)

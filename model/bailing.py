@@ -1,0 +1,52 @@
+"""BailingMoeV2: the forward pass over one batch and the paged KV cache (model-spec §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model.batch import Batch, ModelOutput
+from model.config import ModelConfig
+from model.heads import LmHead, MtpHead
+from model.kv_cache import KVCache
+from model.layer import DecoderLayer
+from model.norm import RmsNorm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BailingModel:
+    """One rank's model: attention and shared weights whole, routed experts as far as they are placed here."""
+
+    config: ModelConfig
+    embedding: torch.Tensor  # [V, H]
+    layers: tuple[DecoderLayer, ...]
+    final_norm: RmsNorm
+    lm_head: LmHead
+    mtp: MtpHead | None = None
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KVCache, capture_layers: tuple[int, ...] = ()) -> ModelOutput:
+        """Run a batch: write its keys and values, return logits of `batch.logit_rows`.
+
+        `capture_layers`, ascending: id i captures the residual stream as layer i receives it (EAGLE3, model-spec §6).
+        Every rank of a group calls this in the same step; a batch without rows takes part in the collectives.
+        """
+        hidden, captured = self.hidden_states(batch, kv, capture_layers)
+        return ModelOutput(logits=self.lm_head(hidden.index_select(0, batch.logit_rows)), captured=captured)
+
+    def hidden_states(
+        self, batch: Batch, kv: KVCache, capture_layers: tuple[int, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States after the final norm [T, H], and the captured ones [T, C * H]."""
+        residual = self.embedding.index_select(0, batch.token_ids)
+        normed = self.layers[0].input_norm(residual)
+        captured = []
+        for index, layer in enumerate(self.layers):
+            if index in capture_layers:
+                captured.append(residual.clone())
+            out = layer(normed, residual, batch, kv.layers[index])
+            is_last = index + 1 == len(self.layers)
+            next_norm = self.final_norm if is_last else self.layers[index + 1].input_norm
+            normed = next_norm.after_add(residual, out)
+        return normed, torch.cat(captured, dim=1) if captured else None

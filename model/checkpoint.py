@@ -1,0 +1,203 @@
+"""From a checkpoint folder to a model: only what this rank holds is read, each weight packed as soon as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from experts.layout import ExpertShape
+from experts.shard import ExpertShard
+from kernels.gate import GateShape
+from model.attention import Attention
+from model.bailing import BailingModel
+from model.config import ModelConfig
+from model.dequantise import dequantise
+from model.heads import LmHead, MtpHead
+from model.layer import DecoderLayer
+from model.linear import Linear
+from model.moe import DenseFfn, MoeLayer
+from model.norm import RmsNorm
+from model.rope import cos_sin_table
+from model.safetensors_files import SafetensorsFiles
+from model.tensor_check import check_tensors, scale_name
+from router.dispatch import Dispatcher
+from router.gate import Gate
+from router.placement import Placement
+
+Progress = Callable[[int, int], None]  # bytes read so far, bytes to read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the weights are loaded for."""
+
+    dtype: torch.dtype  # of activations and weights: fp32 or bf16
+    device: torch.device
+    placement: Placement
+    rank: int
+
+    @property
+    def local_experts(self) -> tuple[int, ...]:
+        """Logical ids of the experts held here, in storage order."""
+        return self.placement.local_experts(self.rank)
+
+
+def load_model(
+    path: str | Path,
+    config: ModelConfig,
+    *,
+    target: Target,
+    dispatcher: Dispatcher,
+    on_progress: Progress | None = None,
+) -> BailingModel:
+    """Load one rank's model. Raises CheckpointError that names the file, tensor or field at fault."""
+    if target.placement.num_experts != config.num_experts:
+        raise ValueError(f"placement of {target.placement.num_experts} experts, the model has {config.num_experts}")
+    with SafetensorsFiles(path) as files:
+        weights = WeightReader(files, config, target, on_progress)
+        return _Builder(weights, config, target, dispatcher).model()
+
+
+class WeightReader:
+    """Single tensors in the dtype that the model computes in, with progress."""
+
+    def __init__(
+        self, files: SafetensorsFiles, config: ModelConfig, target: Target, on_progress: Progress | None = None
+    ) -> None:
+        self._files = files
+        self._config = config
+        self._target = target
+        self._on_progress = on_progress
+        self._specs = check_tensors(files.tensors, config)
+        local = set(target.local_experts)
+        self.total_bytes = sum(
+            sum(files.tensors[part].num_bytes for part in self._parts(spec.name))
+            for spec in self._specs.values()
+            if spec.expert is None or spec.expert in local
+        )
+
+    def plain(self, name: str) -> torch.Tensor:
+        """A weight in the activation dtype, dequantised where it is stored as FP8."""
+        parts = [self._read(part) for part in self._parts(name)]
+        dtype = self._target.dtype
+        tensor = dequantise(parts[0], parts[1], dtype) if len(parts) == 2 else parts[0].to(dtype)
+        return tensor.to(self._target.device)
+
+    def fp32(self, name: str) -> torch.Tensor:
+        """A weight that stays fp32 whatever the activations are."""
+        return self._read(name).to(self._target.device, torch.float32)
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        is_fp8 = self._files.tensors[name].dtype is torch.float8_e4m3fn
+        return (name, scale_name(name, self._config)) if is_fp8 else (name,)
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = self._files.read(name)
+        if self._on_progress is not None:
+            self._on_progress(self._files.bytes_read, self.total_bytes)
+        return tensor
+
+
+class _Builder:
+    """Puts the layers together under the names of model-spec §3."""
+
+    def __init__(self, weights: WeightReader, config: ModelConfig, target: Target, dispatcher: Dispatcher) -> None:
+        self._weights = weights
+        self._config = config
+        self._target = target
+        self._dispatcher = dispatcher
+        self._cos_sin = cos_sin_table(config.rope, config.max_context, target.device)
+
+    def model(self) -> BailingModel:
+        config = self._config
+        embedding = self._weights.plain("model.word_embeddings.weight")
+        layers = tuple(
+            self._layer(f"model.layers.{index}", is_moe=index >= config.first_k_dense_replace)
+            for index in range(config.num_hidden_layers)
+        )
+        head = embedding if config.tie_word_embeddings else self._weights.plain("lm_head.weight")
+        return BailingModel(
+            config=config,
+            embedding=embedding,
+            layers=layers,
+            final_norm=self._norm("model.norm"),
+            lm_head=LmHead(Linear.pack(head)),
+            mtp=self._mtp(embedding) if config.num_nextn_predict_layers else None,
+        )
+
+    def _mtp(self, embedding: torch.Tensor) -> MtpHead:
+        prefix = f"model.layers.{self._config.num_hidden_layers}"
+        return MtpHead(
+            embedding=embedding,
+            embedding_norm=self._norm(f"{prefix}.enorm"),
+            hidden_norm=self._norm(f"{prefix}.hnorm"),
+            projection=self._linear(f"{prefix}.eh_proj"),
+            layer=self._layer(prefix, is_moe=True),
+            final_norm=self._norm(f"{prefix}.final_layernorm"),
+        )
+
+    def _layer(self, prefix: str, *, is_moe: bool) -> DecoderLayer:
+        return DecoderLayer(
+            input_norm=self._norm(f"{prefix}.input_layernorm"),
+            attention=self._attention(f"{prefix}.attention"),
+            post_attention_norm=self._norm(f"{prefix}.post_attention_layernorm"),
+            ffn=self._moe(f"{prefix}.mlp") if is_moe else self._ffn(f"{prefix}.mlp", self._config.intermediate_size),
+        )
+
+    def _attention(self, prefix: str) -> Attention:
+        return Attention(
+            query_key_value=self._linear(f"{prefix}.query_key_value"),
+            query_norm=self._weights.plain(f"{prefix}.query_layernorm.weight"),
+            key_norm=self._weights.plain(f"{prefix}.key_layernorm.weight"),
+            dense=self._linear(f"{prefix}.dense"),
+            cos_sin=self._cos_sin,
+            scale=self._config.head_dim**-0.5,
+            eps=self._config.rms_norm_eps,
+        )
+
+    def _moe(self, prefix: str) -> MoeLayer:
+        config, local = self._config, self._target.local_experts
+        shard = ExpertShard.allocate(len(local), self._expert_shape(config.moe_intermediate_size), self._target.dtype)
+        for index, expert in enumerate(local):
+            shard.fill(index, *self._expert(f"{prefix}.experts.{expert}"))
+        return MoeLayer(
+            gate=self._gate(f"{prefix}.gate"),
+            dispatcher=self._dispatcher,
+            shard=shard,
+            shared=self._ffn(f"{prefix}.shared_experts", config.shared_expert_size),
+        )
+
+    def _gate(self, prefix: str) -> Gate:
+        config = self._config
+        weight = self._weights.fp32(f"{prefix}.weight")
+        has_bias = config.moe_router_enable_expert_bias
+        bias = self._weights.fp32(f"{prefix}.expert_bias") if has_bias else weight.new_zeros(config.num_experts)
+        shape = GateShape(
+            num_expert_groups=config.n_group,
+            topk_groups=config.topk_group,
+            top_k=config.num_experts_per_tok,
+            scale=config.routed_scaling_factor,
+            normalise=config.norm_topk_prob,
+        )
+        return Gate(weight, bias, shape)
+
+    def _ffn(self, prefix: str, width: int) -> DenseFfn:
+        shard = ExpertShard.allocate(1, self._expert_shape(width), self._target.dtype)
+        shard.fill(0, *self._expert(prefix))
+        return DenseFfn(shard)
+
+    def _expert(self, prefix: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gate, up, down = (self._weights.plain(f"{prefix}.{name}_proj.weight") for name in ("gate", "up", "down"))
+        return gate, up, down
+
+    def _expert_shape(self, width: int) -> ExpertShape:
+        return ExpertShape(hidden_size=self._config.hidden_size, width=width)
+
+    def _linear(self, name: str) -> Linear:
+        return Linear.pack(self._weights.plain(f"{name}.weight"))
+
+    def _norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self._weights.plain(f"{name}.weight"), self._config.rms_norm_eps)

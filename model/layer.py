@@ -1,0 +1,28 @@
+"""One decoder layer: attention and a feed-forward, each behind its norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.paged_attention import KVLayer
+from model.attention import Attention
+from model.batch import Batch
+from model.moe import DenseFfn, MoeLayer
+from model.norm import RmsNorm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """One pre-norm layer. Its output is left un-added: the next norm adds it to the residual stream."""
+
+    input_norm: RmsNorm
+    attention: Attention
+    post_attention_norm: RmsNorm
+    ffn: DenseFfn | MoeLayer
+
+    def __call__(self, normed: torch.Tensor, residual: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+        """From the input-normed rows to what is to be added to `residual`, all [T, H]; attention is added here."""
+        attended = self.attention(normed, batch, kv)
+        return self.ffn(self.post_attention_norm.after_add(residual, attended))

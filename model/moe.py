@@ -1,0 +1,41 @@
+"""A token through a mixture-of-experts layer: the whole way is the body of `MoeLayer.__call__`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from experts.shard import ExpertShard
+from router.dispatch import Dispatcher
+from router.gate import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFfn:
+    """One SwiGLU every row goes through: a dense layer's, or the shared expert."""
+
+    shard: ExpertShard  # of a single expert
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden [T, H] -> [T, H]."""
+        counts = torch.full((1,), len(hidden), dtype=torch.int32)
+        return self.shard(hidden, counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeLayer:
+    """Routed experts, wherever they live, and the shared one (model-spec §2.6)."""
+
+    gate: Gate
+    dispatcher: Dispatcher
+    shard: ExpertShard
+    shared: DenseFfn
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too."""
+        choice = self.gate(hidden)
+        handle, rows = self.dispatcher.dispatch(hidden, choice)
+        rows = self.shard(rows, handle.counts)
+        out = self.dispatcher.combine(rows, handle)
+        return out.add_(self.shared(hidden))

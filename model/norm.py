@@ -1,0 +1,25 @@
+"""RMSNorm and its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.rms_norm import add_rms_norm, rms_norm
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    """w · cast(x · rsqrt(mean(x²) + eps)), statistics in fp32 (model-spec §2.2)."""
+
+    weight: torch.Tensor  # [H], activation dtype
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x [T, H]."""
+        return rms_norm(x, self.weight, self.eps)
+
+    def after_add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add x into `residual` in place, both [T, H], and return the normalised sum."""
+        return add_rms_norm(residual, x, self.weight, self.eps)

@@ -1,0 +1,70 @@
+"""Whether a folder holds exactly the tensors that config.json implies: from headers, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from model.safetensors_files import StoredTensor
+from model.tensors import TensorKind, TensorSpec, expected_tensors
+
+_PLAIN = (torch.bfloat16, torch.float16, torch.float32)
+_SCALES = (torch.bfloat16, torch.float32)
+
+
+def scale_name(name: str, config: ModelConfig) -> str:
+    """Where the scales of a quantised weight are stored."""
+    assert config.quantization is not None, f"{name}: no quantization_config"
+    return name.removesuffix("weight") + config.quantization.scale_suffix
+
+
+def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> dict[str, TensorSpec]:
+    """All expected tensors by name. Raises CheckpointError naming the one that is missing, unknown or misshapen."""
+    expected = {spec.name: spec for spec in expected_tensors(config)}
+    scales = set()
+    for name, spec in expected.items():
+        if name not in stored:
+            raise CheckpointError(f"{name}: missing; config.json implies it with shape {list(spec.shape)}")
+        _check_one(spec, stored[name])
+        if stored[name].dtype is torch.float8_e4m3fn:
+            scales.add(_check_scale(spec, stored, config))
+    for name in stored:
+        if name not in expected and name not in scales:
+            raise CheckpointError(f"{stored[name].file}: {name}: unknown tensor{_hint(name, config)}")
+    return expected
+
+
+def _check_one(spec: TensorSpec, stored: StoredTensor) -> None:
+    if stored.shape != spec.shape:
+        raise CheckpointError(
+            f"{stored.file}: {spec.name}: shape {list(stored.shape)}, config.json implies {list(spec.shape)}"
+        )
+    allowed = (*_PLAIN, torch.float8_e4m3fn) if spec.kind is TensorKind.LINEAR else _PLAIN
+    if stored.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise CheckpointError(f"{stored.file}: {spec.name}: stored as {stored.dtype}; allowed here: {names}")
+
+
+def _check_scale(spec: TensorSpec, stored: Mapping[str, StoredTensor], config: ModelConfig) -> str:
+    if config.quantization is None:
+        raise CheckpointError(f"{spec.name}: stored as FP8, but config.json has no quantization_config")
+    name = scale_name(spec.name, config)
+    if name not in stored:
+        raise CheckpointError(f"{name}: missing; {spec.name} is FP8 and needs its scales")
+    shape = config.quantization.scale_shape(spec.shape[0], spec.shape[1])
+    if stored[name].shape != shape or stored[name].dtype not in _SCALES:
+        found = f"{stored[name].dtype} {list(stored[name].shape)}"
+        raise CheckpointError(f"{name}: {found}; bf16 or fp32 {list(shape)} is needed")
+    return name
+
+
+def _hint(name: str, config: ModelConfig) -> str:
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    if name.startswith(f"model.layers.{layers}."):
+        return f"; config.json has num_hidden_layers {config.num_hidden_layers} and num_nextn_predict_layers " + str(
+            config.num_nextn_predict_layers
+        )
+    return ""

@@ -1,0 +1,20 @@
+"""How many rows the gates of this rank sent to each logical expert."""
+
+from __future__ import annotations
+
+import torch
+
+
+class LoadStats:
+    """Running totals over all MoE layers and steps."""
+
+    def __init__(self, num_experts: int) -> None:
+        self._rows = torch.zeros(num_experts, dtype=torch.int64)
+
+    def add(self, counts: torch.Tensor) -> None:
+        """Add rows per logical expert, [E] of any integer dtype."""
+        self._rows += counts
+
+    def snapshot(self) -> tuple[int, ...]:
+        """Rows per logical expert so far."""
+        return tuple(self._rows.tolist())

@@ -1,0 +1,28 @@
+"""Dispatch and combine where one rank holds every expert."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.permute import combine_rows, expert_order, gather_rows
+from router.dispatch import DispatchHandle, ExpertChoice
+from router.load_stats import LoadStats
+
+
+class LocalDispatcher:
+    """Rows are sorted by expert and put back; nothing leaves the process."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.load = LoadStats(num_experts)
+        self._num_experts = num_experts
+
+    def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
+        """Sort a copy of each row [T, H] per expert; returns a handle and rows [T * K, H]."""
+        counts, source_rows = expert_order(choice.ids, self._num_experts)
+        self.load.add(counts)
+        rows = gather_rows(hidden, source_rows, source_rows.numel())
+        return DispatchHandle(counts=counts, weights=choice.weights, source_rows=source_rows), rows
+
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+        """Weighted sum of each row's experts: [T * K, H] -> [T, H]."""
+        return combine_rows(rows, handle.source_rows, handle.weights)
