@@ -1,0 +1,160 @@
+"""Composition root of one rank: from a configuration to an engine that can serve."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import kernels.native
+import torch
+import torch.distributed as dist
+from scheduler.scheduler import Scheduler, SchedulerConfig
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+from engine.config import EngineConfig, Precision
+from engine.engine import Engine
+from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
+from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
+from engine.model_runner import ModelRunner
+from engine.rank import Rank, RankFacts
+from model.checkpoint import Target, load_model
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from router.all_to_all import AllToAllDispatcher
+from router.load_stats import LoadStats
+from router.local import LocalDispatcher
+from router.placement import Placement
+from scheduler.plan import SequencePlan, StepPlan
+from scheduler.request import SamplingParams
+
+Progress = Callable[[str, int, int], None]  # stage ("loading", "warming"), bytes done, bytes in all
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    engine: Engine
+    facts: RankFacts
+    load: LoadStats
+
+
+def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> Engine:
+    """Build an engine that holds every expert, to be stepped by the caller.
+
+    Raises CheckpointError or ConfigError for what the checkpoint lacks, OutOfMemory for what the machine lacks.
+    """
+    assert config.group_size == 1, "a rank of a group steps with its group: build_rank"
+    return _assemble(config, on_progress).engine
+
+
+def build_rank(config: EngineConfig, on_progress: Progress | None = None, store: TCPStore | None = None) -> Rank:
+    """Build one rank, ready to `run`. All ranks of a group build at the same time; rank 0 brings the `store`.
+
+    Raises what `build_engine` raises, and dist.DistError when the group cannot be formed in time.
+    """
+    lockstep: Lockstep = LocalLockstep()
+    if config.group_size > 1:
+        if store is None:
+            assert config.store is not None, f"rank {config.rank} of {config.group_size} has no store to meet at"
+            store = reach_store(config.store, config.group_timeout_s)
+        join_group(
+            store,
+            rank=config.rank,
+            size=config.group_size,
+            epoch=config.epoch,
+            device=_device(config.device).type,
+            timeout_s=config.group_timeout_s,
+        )
+        lockstep = GroupLockstep(store, config.epoch)
+    parts = _assemble(config, on_progress)
+    return Rank(parts.engine, lockstep, parts.facts, expert_tokens=parts.load.snapshot)
+
+
+def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
+    """Load the model, size the KV cache by what is left, put scheduler and runner together, warm up."""
+    report = on_progress or (lambda stage, done, total: None)
+    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // config.group_size))
+    kernels.native.use(config.kernels.value, amx=config.use_amx)
+    model_config = ModelConfig.from_dir(config.model_dir)
+    dtype, device = _DTYPES[config.precision], _device(config.device)
+    placement = Placement.even(model_config.num_experts, config.group_size)
+    dispatcher = _dispatcher(config, placement)
+    num_weight_bytes = weight_bytes(model_config, dtype, placement.local_experts(config.rank))
+    demand_room_for_weights(num_weight_bytes, available_bytes(device))
+    target = Target(dtype=dtype, device=device, placement=placement, rank=config.rank)
+    model = load_model(
+        config.model_dir,
+        model_config,
+        target=target,
+        dispatcher=dispatcher,
+        on_progress=lambda done, total: report("loading", done, total),
+    )
+    num_blocks = kv_blocks(config, model_config, dtype, available_bytes(device))
+    kv = KVCache(model_config, num_blocks, config.block_size, dtype, device)
+    runner = ModelRunner(model, kv, device)
+    report("warming", 0, 0)
+    _warm_up(runner, config.block_size)
+    scheduling = _scheduling(config, model_config, num_blocks)
+    facts = RankFacts(
+        rank=config.rank,
+        device=str(device),
+        experts=target.local_experts,
+        weight_bytes=num_weight_bytes,
+        kv_bytes=kv.num_bytes,
+        kv_tokens=num_blocks * config.block_size,
+        kernels=kernels.native.backend(),
+        max_context=scheduling.max_context,
+        vocab_size=model_config.vocab_size,
+    )
+    return _Parts(engine=Engine(Scheduler(scheduling, time.monotonic), runner), facts=facts, load=dispatcher.load)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _dispatcher(config: EngineConfig, placement: Placement) -> LocalDispatcher | AllToAllDispatcher:
+    if config.group_size == 1:
+        return LocalDispatcher(placement.num_experts)
+    group = dist.group.WORLD
+    assert group is not None, "the group was not joined"
+    return AllToAllDispatcher(placement, config.rank, group)
+
+
+def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:
+    """What the scheduler may use; the context is cut to what the KV cache holds of one sequence."""
+    return SchedulerConfig(
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_rows_per_step=config.max_rows_per_step,
+        max_sequences=config.max_sequences,
+        max_context=min(config.max_context or model.max_context, model.max_context, num_blocks * config.block_size),
+        eos_token_ids=model.eos_token_ids,
+        prefix_cache=config.prefix_cache,
+        ageing_s=config.ageing_s,
+        max_waiting=config.max_waiting,
+    )
+
+
+def _warm_up(runner: ModelRunner, block_size: int) -> None:
+    """Two steps that nobody waits for, a chunk and a decode, so that the first request finds everything in place.
+
+    They write to block 0, which no sequence owns yet. Every rank of a group runs them, hence the same collectives.
+    """
+    for step, num_rows in enumerate((min(block_size, 8), 1)):
+        sequence = SequencePlan(
+            sequence_id=-1,
+            token_ids=(0,) * num_rows,
+            start=0,
+            block_table=(0,),
+            num_logit_rows=1,
+            sampling=SamplingParams(max_tokens=1, top_k=2),
+            sequence_index=0,
+            output_index=0,
+        )
+        runner.run(StepPlan(step_id=-2 + step, sequences=(sequence,), num_rows=num_rows))

@@ -1,0 +1,60 @@
+"""What one rank must know to build its engine. Plain values: they cross process borders, and need no torch."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Precision(enum.Enum):
+    """The dtype of activations, weights and KV cache. Routing, softmax and sums are fp32 in either."""
+
+    FP32 = "float32"
+    BF16 = "bfloat16"
+
+
+class KernelChoice(enum.Enum):
+    """Which kernels run."""
+
+    AUTO = "auto"  # native where they can be built, else torch
+    NATIVE = "native"  # or an error
+    TORCH = "torch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAddress:
+    """Where rank 0 keeps the group's store."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One rank of one group.
+
+    The KV cache has `num_blocks` blocks, or else `kv_bytes` bytes, or else what `max_sequences` sequences of
+    `max_context` tokens can use, at most `kv_fraction` of the memory that is free once the weights are loaded.
+    """
+
+    model_dir: str
+    precision: Precision = Precision.BF16
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:<index>"
+    rank: int = 0
+    group_size: int = 1
+    store: StoreAddress | None = None  # for ranks > 0 of a group; rank 0 hosts the store
+    epoch: int = 0
+    group_timeout_s: float = 600.0  # for joining and for each collective: outlasts the slowest rank's loading
+    num_blocks: int | None = None
+    kv_bytes: int | None = None
+    kv_fraction: float = 0.5
+    block_size: int = 16
+    max_rows_per_step: int = 2048
+    max_sequences: int = 256
+    max_context: int | None = None  # None: what the checkpoint is meant for
+    max_waiting: int = 10_000
+    prefix_cache: bool = True
+    ageing_s: float = 10.0
+    kernels: KernelChoice = KernelChoice.AUTO
+    use_amx: bool = True
+    num_threads: int | None = None  # None: the machine's cores / group_size

@@ -1,0 +1,175 @@
+"""How the ranks of a group step together: one small agreement per step, one sleep when nobody has work."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+from engine.config import StoreAddress
+
+# A wait that runs out only starts again: the ring, not the clock, ends a sleep.
+_ONE_WAIT = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNeeds:
+    """What one rank brings to the agreement before a step."""
+
+    num_rows: int
+    has_work: bool
+    is_leaving: bool = False
+    num_collectives: int = 0  # joined so far; ranks that disagree would wait for one another for ever
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStep:
+    """What the group agreed on; the same on every rank."""
+
+    num_rows: tuple[int, ...]  # by rank
+    has_work: bool  # any rank: then all run the step
+    is_leaving: bool  # any rank: then all stop, without running the step
+
+
+class Lockstep(Protocol):
+    """Keeps the ranks of a group in step. `ring` may be called by any thread, the rest by the rank's loop alone."""
+
+    def agree(self, needs: StepNeeds) -> GroupStep:
+        """Tell the others what this rank needs; returns the same answer on all. Raises when a peer is gone."""
+        ...
+
+    def sleep(self) -> None:
+        """Wait, without burning CPU, until some rank rings. Agreed: all ranks sleep or none. May wake for nothing."""
+        ...
+
+    def ring(self) -> None:
+        """End the current sleep of the whole group, or else the next one."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class LocalLockstep:
+    """A group of one."""
+
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    def agree(self, needs: StepNeeds) -> GroupStep:
+        """See `Lockstep`."""
+        return GroupStep(num_rows=(needs.num_rows,), has_work=needs.has_work, is_leaving=needs.is_leaving)
+
+    def sleep(self) -> None:
+        """See `Lockstep`."""
+        self._rung.wait()
+        self._rung.clear()
+
+    def ring(self) -> None:
+        """See `Lockstep`."""
+        self._rung.set()
+
+    def close(self) -> None:
+        """See `Lockstep`."""
+
+
+class GroupLockstep:
+    """A group over torch.distributed; its default process group must carry CPU tensors.
+
+    Sleep number n of an epoch ends when the key `wake/<epoch>/<n>` appears in the store. Every rank counts the
+    same sleeps, because each was agreed on, so all wait for the same key and whoever rings need not know who sleeps.
+    """
+
+    def __init__(self, store: TCPStore, epoch: int = 0) -> None:
+        # A client serves one call at a time, and the sleeper's is taken while it waits.
+        self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
+        self._ringer: Store = store.clone()  # type: ignore[attr-defined]
+        self._epoch = epoch
+        self._rank = dist.get_rank()
+        self._gathered = [torch.zeros(4, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        self._lock = threading.Lock()
+        self._num_sleeps = 0
+        self._is_asleep = False
+        self._is_rung = False
+
+    def agree(self, needs: StepNeeds) -> GroupStep:
+        """See `Lockstep`."""
+        mine = [needs.num_rows, int(needs.has_work), int(needs.is_leaving), needs.num_collectives]
+        dist.all_gather(self._gathered, torch.tensor(mine, dtype=torch.int64))
+        num_rows, has_work, is_leaving, num_collectives = zip(*(t.tolist() for t in self._gathered), strict=True)
+        assert len(set(num_collectives)) == 1, f"ranks joined different numbers of collectives: {num_collectives}"
+        return GroupStep(num_rows=num_rows, has_work=any(has_work), is_leaving=any(is_leaving))
+
+    def sleep(self) -> None:
+        """See `Lockstep`."""
+        with self._lock:
+            self._is_asleep = True
+            if self._is_rung:
+                self._ringer.set(self._key(self._num_sleeps), "")
+        self._wait(self._key(self._num_sleeps))
+        with self._lock:
+            self._is_asleep = self._is_rung = False
+            self._num_sleeps += 1
+        if self._rank == 0 and self._num_sleeps > 1:
+            # All ranks have left the sleep before this one, since they agreed on a step after it.
+            self._sleeper.delete_key(self._key(self._num_sleeps - 2))
+
+    def ring(self) -> None:
+        """See `Lockstep`."""
+        with self._lock:
+            if not self._is_asleep:
+                self._is_rung = True
+                return
+            # A store that is gone has ended the sleep already, with an exception where it belongs.
+            with contextlib.suppress(dist.DistNetworkError):
+                self._ringer.set(self._key(self._num_sleeps), "")
+
+    def close(self) -> None:
+        """See `Lockstep`."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _key(self, number: int) -> str:
+        return f"wake/{self._epoch}/{number}"
+
+    def _wait(self, key: str) -> None:
+        while True:
+            try:
+                self._sleeper.wait([key], _ONE_WAIT)
+                return
+            except dist.DistStoreError:
+                continue
+
+
+def host_store(host: str) -> TCPStore:
+    """Open the group's store on a port that the system chooses (`.port`); it lives as long as the object."""
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+def reach_store(address: StoreAddress, timeout_s: float) -> TCPStore:
+    """Connect to the store of rank 0. Raises dist.DistError when it cannot be reached in time."""
+    return TCPStore(
+        address.host, address.port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
+    )
+
+
+def join_group(store: TCPStore, *, rank: int, size: int, epoch: int, device: str, timeout_s: float) -> None:
+    """Form the default process group of this epoch; returns when all `size` ranks have joined.
+
+    `device` is "cpu" or "cuda". `timeout_s` bounds the joining and every collective after it: it must outlast the
+    slowest rank's loading.
+    """
+    dist.init_process_group(
+        backend="gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        store=PrefixStore(f"epoch/{epoch}", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
