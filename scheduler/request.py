@@ -15,6 +15,10 @@ class RequestRefused(ValueError):
         self.message = message
 
 
+class QueueFull(RuntimeError):
+    """No room for another waiting sequence now: the same request may be taken later, or by another rank."""
+
+
 class FinishReason(enum.Enum):
     """Why a sequence ended. Every sequence ends exactly once."""
 

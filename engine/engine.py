@@ -1,0 +1,63 @@
+"""The engine of one rank, called directly: requests in, token deltas out."""
+
+from __future__ import annotations
+
+from engine.runner import Runner
+from scheduler.plan import StepPlan, StepResult
+from scheduler.request import FinishReason, Request, SchedulerStats, TokenDelta
+from scheduler.scheduler import Scheduler
+
+
+class Engine:
+    """Couples a scheduler to a runner. Not thread-safe; `engine.rank` gives it a thread and an inbox.
+
+    In one process `step` is all one needs. A rank in a group agrees with the others between `plan` and `execute`.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Take a request. Raises RequestRefused if it can never run here, QueueFull if too many wait."""
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """End a request; the next step tells. One that is unknown or has ended is ignored."""
+        self._scheduler.cancel(request_id, reason)
+
+    def step(self) -> list[TokenDelta]:
+        """Plan and compute one step. Returns what it added to each sequence, and the ends of aborted ones."""
+        deltas = self.execute(self.plan())
+        if not self.has_work:
+            self.check_integrity()
+        return deltas
+
+    def plan(self) -> StepPlan:
+        """Choose what the next step computes; `execute` or `run` and `commit` must follow before the next plan."""
+        return self._scheduler.plan()
+
+    def execute(self, plan: StepPlan) -> list[TokenDelta]:
+        """Compute a planned step. A plan without sequences is valid: it takes part in the group's collectives."""
+        return self.commit(plan, self.run(plan))
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the rows of a plan."""
+        return self._runner.run(plan)
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
+        """Take over the results of a plan."""
+        return self._scheduler.commit(plan, result)
+
+    def stats(self) -> SchedulerStats:
+        """A snapshot of queues and blocks."""
+        return self._scheduler.stats()
+
+    def check_integrity(self) -> None:
+        """Assert that no block is lost and no sequence misplaced; meant for idle moments."""
+        self._scheduler.check()

@@ -1,0 +1,157 @@
+"""A runner without a model: the next token is a pure function of all tokens before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
+from scheduler.request import SamplingParams, TokenLogprob
+
+_BEGINNING = 0x9E3779B97F4A7C15  # the digest of no tokens at all
+_MASK = 2**64 - 1
+
+
+def _mix(digest: int, value: int) -> int:
+    """The digest of what `digest` stands for, followed by `value`. The constants are splitmix64's."""
+    digest = (digest ^ (value + 1) * 0xBF58476D1CE4E5B9) & _MASK
+    digest = ((digest ^ digest >> 30) * 0x94D049BB133111EB) & _MASK
+    return digest ^ digest >> 31
+
+
+class StaleKV(AssertionError):
+    """A row was given a block table that does not hold the sequence's past: the scheduler has a bug."""
+
+
+class SimulatedKV:
+    """What a KV cache would hold, as digests: each slot stands for its token and everything before it.
+
+    A write invalidates the rest of its block, as nothing behind it can still belong to the same sequence.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._digests: dict[int, list[int]] = {}  # by block: the digest after each of its written slots
+        self._before: dict[int, int] = {}  # by block: the digest before its first slot
+
+    def past(self, block_table: Sequence[int], length: int) -> int:
+        """The digest of positions [0, length), read through the whole table. Raises StaleKV."""
+        digest, size = _BEGINNING, self._block_size
+        for index in range(-(-length // size)):
+            block, needed = block_table[index], min(size, length - index * size)
+            written = self._digests.get(block, [])
+            if len(written) < needed or self._before[block] != digest:
+                raise StaleKV(f"block {block} does not hold positions [{index * size}, {index * size + needed})")
+            digest = written[needed - 1]
+        return digest
+
+    def write(self, block_table: Sequence[int], start: int, digests: list[int], before: int) -> None:
+        """Fill the slots of positions [start, start + len(digests)); `before` is the digest of [0, start)."""
+        size = self._block_size
+        for position, digest in enumerate(digests, start=start):
+            block, offset = block_table[position // size], position % size
+            if offset == 0:
+                self._before[block] = before
+            self._digests.setdefault(block, [])[offset:] = [digest]
+            before = digest
+
+
+class SimulatedModel:
+    """The pure function: from a digest of the tokens so far to the next token and its log-probability."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def next_token(self, digest: int, rows: SequencePlan) -> int:
+        """The token after the tokens in `digest`: a greedy one depends on these alone, a drawn one on its seed too."""
+        sampling = rows.sampling
+        if sampling.temperature > 0.0:
+            for value in (sampling.seed, rows.sequence_index, rows.output_index):
+                digest = _mix(digest, value)
+        token_id = digest % self._vocab_size
+        if rows.output_index < sampling.min_tokens:
+            while token_id in rows.stop_token_ids:
+                token_id = (token_id + 1) % self._vocab_size
+        return token_id
+
+    def score(self, digest: int, token_id: int, num_top: int) -> TokenLogprob:
+        """The log-probability of a token after the tokens in `digest`, and `num_top` others."""
+        top = tuple(((digest + i) % self._vocab_size, -0.5 * (i + 1)) for i in range(num_top))
+        return TokenLogprob(token_id=token_id, logprob=-(_mix(digest, token_id) % 4096) / 256, top=top)
+
+
+class SimulatedRunner:
+    """Runs plans in microseconds and finds the scheduler's mistakes.
+
+    A wrong token, position or block table changes what follows or raises StaleKV. `on_step` is called with the rows
+    of each step (to spend time, say); a sequence that runs a row of `error_token_id` gets an error for its result.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        vocab_size: int = 256,
+        error_token_id: int | None = None,
+        on_step: Callable[[StepPlan], None] | None = None,
+    ) -> None:
+        self._kv = SimulatedKV(block_size)
+        self._model = SimulatedModel(vocab_size)
+        self._error_token_id = error_token_id
+        self._on_step = on_step
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the rows of a plan. Raises StaleKV."""
+        if self._on_step is not None:
+            self._on_step(plan)
+        return StepResult(step_id=plan.step_id, sequences=tuple(self._run_sequence(rows) for rows in plan.sequences))
+
+    def _run_sequence(self, rows: SequencePlan) -> SequenceResult:
+        before = digest = self._kv.past(rows.block_table, rows.start)
+        digests = [digest := _mix(digest, token_id) for token_id in rows.token_ids]
+        self._kv.write(rows.block_table, rows.start, digests, before)
+        if self._error_token_id is not None and self._error_token_id in rows.token_ids:
+            return SequenceResult(error=f"token {self._error_token_id} was to fail")
+        scores = self._score_prompt(rows, digests)
+        if not rows.num_logit_rows:
+            return SequenceResult(prompt_logprobs=scores)
+        token_id = self._model.next_token(digest, rows)
+        num_top = rows.sampling.num_logprobs
+        logprobs = () if num_top is None else (self._model.score(digest, token_id, num_top),)
+        return SequenceResult(token_ids=(token_id,), logprobs=logprobs, prompt_logprobs=scores)
+
+    def _score_prompt(self, rows: SequencePlan, digests: list[int]) -> tuple[TokenLogprob, ...]:
+        targets, num_top = rows.prompt_logprob_targets, rows.sampling.num_prompt_logprobs or 0
+        return tuple(self._model.score(*pair, num_top) for pair in zip(digests, targets, strict=False))
+
+
+def simulated_output(
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    vocab_size: int = 256,
+    stop_token_ids: tuple[int, ...] = (),
+    sequence_index: int = 0,
+    max_context: int = 2**31,
+) -> tuple[int, ...]:
+    """What a sequence must yield, computed alone and without a scheduler: the oracle of its tests."""
+    model, digest = SimulatedModel(vocab_size), _BEGINNING
+    output: list[int] = []
+    for token_id in prompt:
+        digest = _mix(digest, token_id)
+    while len(output) < sampling.max_tokens and len(prompt) + len(output) < max_context:
+        rows = SequencePlan(
+            sequence_id=0,
+            token_ids=(),
+            start=0,
+            block_table=(),
+            num_logit_rows=1,
+            sampling=sampling,
+            sequence_index=sequence_index,
+            output_index=len(output),
+            stop_token_ids=stop_token_ids,
+        )
+        output.append(model.next_token(digest, rows))
+        if output[-1] in stop_token_ids and len(output) > sampling.min_tokens:
+            break
+        digest = _mix(digest, output[-1])
+    return tuple(output)

@@ -1,0 +1,110 @@
+"""The block tables of sequences: what a sequence takes from the pool and the prefix cache, and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scheduler.block_pool import BlockPool
+from scheduler.prefix_cache import PrefixCache, chain_key
+from scheduler.sequence import Sequence
+
+
+class BlockTables:
+    """Fills and empties `Sequence.block_table`; nobody else writes it.
+
+    fill / release are opposites; extend and publish happen in between.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, is_caching: bool) -> None:
+        self._block_size = block_size
+        self._is_caching = is_caching
+        self._cache = PrefixCache()
+        self._pool = BlockPool(num_blocks, self._cache)
+        self.prefix_hit_tokens = 0
+        self.prefix_query_tokens = 0
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be had, those with reusable content included."""
+        return self._pool.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks with reusable content, owned or not."""
+        return len(self._cache)
+
+    def fill(self, sequence: Sequence, num_spare: int) -> bool:
+        """Give a waiting sequence blocks for all tokens it knows, cached ones first; `num_spare` must stay free.
+
+        All at once, so that a sequence let in can finish its prompt. Returns whether it could; nothing is taken else.
+        """
+        hits = self._match(sequence)
+        num_new = -(-len(sequence.tokens) // self._block_size) - len(hits)
+        num_taken = num_new + sum(map(self._pool.is_free, hits))
+        if num_taken + num_spare > self._pool.num_free:
+            return False
+        self._pool.share(hits)  # before acquire, which could evict them
+        sequence.block_table = [*hits, *self._pool.acquire(num_new)]
+        sequence.num_computed = len(hits) * self._block_size
+        if sequence.num_preemptions == 0:  # what it finds of itself later is no hit
+            self.prefix_query_tokens += len(sequence.tokens)
+            self.prefix_hit_tokens += sequence.num_computed
+        return True
+
+    def extend(self, sequence: Sequence) -> bool:
+        """Give a running sequence a block for its newest token, where it needs one. Returns whether it has it."""
+        if len(sequence.block_table) * self._block_size >= len(sequence.tokens):
+            return True
+        if self._pool.num_free == 0:
+            return False
+        sequence.block_table += self._pool.acquire(1)
+        return True
+
+    def publish(self, sequence: Sequence, start: int) -> None:
+        """Offer the blocks that positions [start, num_computed) have filled for reuse."""
+        if not self._is_caching:
+            return
+        for index in range(start // self._block_size, sequence.num_computed // self._block_size):
+            self._cache.publish(self._key(sequence, index), sequence.block_table[index])
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks back. What was published stays to be found until the memory is needed."""
+        self._pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed = 0
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Make the content of a sequence's blocks unfindable: it is not to be trusted."""
+        for block in sequence.block_table:
+            self._cache.forget(block)
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Assert that the pool is whole, given all sequences that may hold blocks."""
+        sequences = list(sequences)
+        self._cache.check()
+        self._pool.check(sequence.block_table for sequence in sequences)
+        for sequence in sequences:
+            room = len(sequence.block_table) * self._block_size
+            assert sequence.num_computed <= min(room, len(sequence.tokens)), (
+                f"sequence {sequence.sequence_id}: {sequence.num_computed} computed of {len(sequence.tokens)} "
+                f"tokens in {room} positions"
+            )
+
+    def _match(self, sequence: Sequence) -> list[int]:
+        """The cached blocks of the longest known beginning, short of the last token, which yields the logits."""
+        hits: list[int] = []
+        if not self._is_caching or sequence.prompt_scores is not None:  # every prompt row is to be scored
+            return hits
+        for index in range((len(sequence.tokens) - 1) // self._block_size):
+            block = self._cache.find(self._key(sequence, index))
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _key(self, sequence: Sequence, index: int) -> bytes:
+        keys, size = sequence.block_keys, self._block_size
+        while len(keys) <= index:
+            first = len(keys) * size
+            keys.append(chain_key(keys[-1] if keys else b"", sequence.tokens[first : first + size]))
+        return keys[index]

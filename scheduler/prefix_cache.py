@@ -1,0 +1,53 @@
+"""Which block holds which tokens, for blocks whose tokens and whole past are known."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable
+
+_KEY_BYTES = 16  # collisions would serve one client another's context: 2**64 work to find any pair
+
+
+def chain_key(parent: bytes, token_ids: Iterable[int]) -> bytes:
+    """The key of a full block: a digest of its tokens and of the key before it, hence of the whole past.
+
+    `parent` is empty for the first block. Token ids must fit 32 bits.
+    """
+    return hashlib.blake2b(parent + array("i", token_ids).tobytes(), digest_size=_KEY_BYTES).digest()
+
+
+class PrefixCache:
+    """A two-way index between block keys and blocks. Knows neither sequences nor who owns a block."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._key_of)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._key_of
+
+    def find(self, key: bytes) -> int | None:
+        """The block with this key."""
+        return self._block_of.get(key)
+
+    def publish(self, key: bytes, block: int) -> None:
+        """Offer a computed block for reuse. Where another holds the same tokens already, that one stays the one."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def forget(self, block: int) -> None:
+        """Withdraw a block, whose content is about to change. One that was never published is ignored."""
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]
+
+    def check(self) -> None:
+        """Assert that the two directions agree."""
+        assert len(self._block_of) == len(self._key_of), f"{len(self._block_of)} keys, {len(self._key_of)} blocks"
+        for block, key in self._key_of.items():
+            assert self._block_of[key] == block, f"block {block} is published, its key leads to {self._block_of[key]}"

@@ -1,0 +1,261 @@
+"""Continuous batching: what runs in the next step, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.block_tables import BlockTables
+from scheduler.limits import SchedulerConfig, refuse_impossible
+from scheduler.live_requests import LiveRequest, LiveRequests
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
+from scheduler.queue_policy import service_order, turn
+from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
+from scheduler.sequence import Sequence, stop_ids
+
+__all__ = ["Scheduler", "SchedulerConfig"]
+
+# Waiting sequences looked at in one step for a short one to let in before its turn.
+_WINDOW = 32
+
+
+class Scheduler:
+    """Shares one rank's rows and blocks among requests. `plan` and `commit` take turns.
+
+    A step lets every sequence catch up from the tokens computed to the tokens known, under one budget of rows:
+    first those that lack a single row (decodes), then the others, in chunks. `clock` returns monotonic seconds.
+    """
+
+    def __init__(self, config: SchedulerConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        self._context_limit = config.context_limit
+        self._live = LiveRequests()
+        self._tables = BlockTables(config.num_blocks, config.block_size, config.prefix_cache)
+        self._in_flight: dict[int, Sequence] = {}  # planned and not ended since, by sequence id
+        self._planned: StepPlan | None = None
+        self._ended: list[TokenDelta] = []  # of sequences that ended outside a step, handed out by `commit`
+        self._num_added = 0
+        self._num_steps = 0
+        self._num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything: there are unfinished sequences or deltas not handed out."""
+        return len(self._live) > 0 or bool(self._ended)
+
+    def add(self, request: Request) -> None:
+        """Take a request. Raises RequestRefused if it can never run here, QueueFull if too many wait."""
+        refuse_impossible(request, self._config)
+        if self._live.get(request.request_id) is not None:
+            raise RequestRefused("request_id", f"{request.request_id!r} is already running")
+        num_waiting = len(self._live.waiting) + self._live.num_held
+        if num_waiting + request.num_sequences > self._config.max_waiting and num_waiting:
+            raise QueueFull(f"{num_waiting} sequences wait already, at most {self._config.max_waiting} may")
+        sequences = [self._new_sequence(request, i) for i in range(request.num_sequences)]
+        self._live.add(request, sequences, is_holding=self._config.prefix_cache)
+        if request.resumed and (reason := sequences[0].reason_to_end(self._context_limit)):
+            self._ended.append(self._end(sequences[0], reason, self._clock()))
+
+    def cancel(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """End a request, whatever it is doing; one that is unknown or has ended is ignored.
+
+        Its last deltas come with the next `commit`; what a step in flight yields for it is dropped.
+        """
+        live = self._live.get(request_id)
+        if live is not None:
+            self._end_all(live, reason, self._clock())
+
+    def plan(self) -> StepPlan:
+        """Choose the rows of the next step and give their sequences blocks."""
+        assert self._planned is None, "the last step has not been committed"
+        now_s = self._clock()
+        for live in self._live.overdue(now_s):
+            self._end_all(live, FinishReason.DEADLINE, now_s)
+        rows = self._plan_decodes()
+        left = self._config.max_rows_per_step - len(rows)
+        if self._live.waiting or len(rows) < len(self._live.running):
+            rows += self._plan_chunks(left, now_s)
+        self._num_steps += 1
+        num_rows = sum(len(planned.token_ids) for planned in rows)
+        self._planned = StepPlan(step_id=self._num_steps, sequences=tuple(rows), num_rows=num_rows)
+        return self._planned
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
+        """Take over what the planned step yielded, and hand out what there is to tell since the last commit."""
+        assert plan is self._planned, f"step {plan.step_id} is committed, but it is not the one planned last"
+        assert result.step_id == plan.step_id, f"result of step {result.step_id} for step {plan.step_id}"
+        now_s = self._clock()
+        in_flight, self._in_flight, self._planned = self._in_flight, {}, None
+        deltas, self._ended = self._ended, []
+        for planned, outcome in zip(plan.sequences, result.sequences, strict=True):
+            sequence = in_flight[planned.sequence_id]
+            if sequence.finish_reason is None and (delta := self._advance(sequence, planned, outcome, now_s)):
+                deltas.append(delta)
+        return deltas
+
+    def stats(self) -> SchedulerStats:
+        """A snapshot of queues and blocks."""
+        return SchedulerStats(
+            num_waiting=len(self._live.waiting) + self._live.num_held,
+            num_running=len(self._live.running),
+            num_blocks=self._config.num_blocks,
+            num_free_blocks=self._tables.num_free,
+            num_cached_blocks=self._tables.num_cached,
+            block_size=self._config.block_size,
+            num_preemptions=self._num_preemptions,
+            prefix_hit_tokens=self._tables.prefix_hit_tokens,
+            prefix_query_tokens=self._tables.prefix_query_tokens,
+        )
+
+    def check(self) -> None:
+        """Assert that every sequence is in one place and every block accounted for. For tests and idle moments."""
+        self._live.check()
+        self._tables.check(self._live.running)
+
+    def _new_sequence(self, request: Request, number: int) -> Sequence:
+        self._num_added += 1
+        arrival_s = self._clock()
+        wants_scores = request.sampling.num_prompt_logprobs is not None and number == 0 and not request.resumed
+        return Sequence(
+            sequence_id=self._num_added,
+            index=request.first_sequence_index + number,
+            request=request,
+            turn=turn(arrival_s, request.priority, self._config.ageing_s),
+            arrival_s=arrival_s,
+            stop_token_ids=stop_ids(request.sampling, self._config.eos_token_ids),
+            tokens=[*request.prompt, *request.resumed],
+            prompt_scores=[] if wants_scores else None,
+        )
+
+    def _plan_decodes(self) -> list[SequencePlan]:
+        """One row for every running sequence that lacks just one; blocks are taken from the last in line."""
+        rows: list[SequencePlan] = []
+        for sequence in list(self._live.running):
+            # Preempted by one before it in this very loop, or with more to catch up.
+            if sequence.num_outstanding != 1 or not sequence.is_running:
+                continue
+            while not self._tables.extend(sequence):
+                self._preempt(self._live.running.last())
+                if not sequence.is_running:
+                    break
+            else:
+                rows.append(self._plan_rows(sequence, 1))
+        return rows
+
+    def _plan_chunks(self, num_rows: int, now_s: float) -> list[SequencePlan]:
+        """Share the rows that decodes left among the sequences with more to catch up, letting in waiting ones.
+
+        The first in turn gets half, and what the others leave.
+        """
+        line = self._catching_up()
+        shares: dict[Sequence, int] = {}
+        left, share, is_open = num_rows, num_rows if len(line) == 1 else -(-num_rows // 2), True
+        for sequence in line:
+            if not sequence.is_running:
+                # Where one does not fit nobody overtakes it, or it might never.
+                is_open = is_open and self._let_in(sequence, now_s)
+                if not is_open:
+                    continue
+            shares[sequence] = min(share, sequence.num_outstanding)
+            left -= shares[sequence]
+            share = left
+            if not left:
+                break
+        for sequence in shares:
+            more = min(left, sequence.num_outstanding - shares[sequence])
+            shares[sequence] += more
+            left -= more
+        return [self._plan_rows(sequence, share) for sequence, share in shares.items()]
+
+    def _catching_up(self) -> list[Sequence]:
+        """The sequences that want rows and are not decodes: running ones and as many waiting ones as may come in."""
+        running = self._live.running
+        num_places = min(self._config.max_sequences - len(running), _WINDOW)
+        line = [sequence for sequence in running if sequence.sequence_id not in self._in_flight]
+        line += self._live.waiting.first(num_places)
+        return service_order(sorted(line, key=lambda sequence: (sequence.turn, sequence.sequence_id)))
+
+    def _let_in(self, sequence: Sequence, now_s: float) -> bool:
+        """Start a waiting sequence if its blocks can be had and every running one could still take one more."""
+        if not self._tables.fill(sequence, num_spare=len(self._live.running)):
+            return False
+        self._live.start(sequence)
+        if sequence.started_s is None:
+            sequence.started_s = now_s
+            sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take all blocks back from a running sequence; it waits in its old place and computes everything again."""
+        self._live.stop(sequence)
+        self._tables.release(sequence)
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        if sequence.prompt_scores is not None:
+            sequence.prompt_scores = []
+
+    def _plan_rows(self, sequence: Sequence, num_rows: int) -> SequencePlan:
+        self._in_flight[sequence.sequence_id] = sequence
+        return sequence.rows(num_rows)
+
+    def _advance(
+        self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, now_s: float
+    ) -> TokenDelta | None:
+        """Move a sequence past the rows computed and the tokens sampled; returns what there is to tell."""
+        if outcome.error:
+            self._tables.withdraw(sequence)
+            return self._end(sequence, FinishReason.ERROR, now_s, error=outcome.error)
+        num_sampled, num_logit_rows = len(outcome.token_ids), planned.num_logit_rows
+        assert num_sampled <= num_logit_rows and bool(num_sampled) == bool(num_logit_rows), (
+            f"sequence {sequence.sequence_id}: {num_sampled} tokens from {num_logit_rows} rows of logits"
+        )
+        num_kept = sequence.accept(outcome.token_ids, self._context_limit)
+        # A row with logits stays only if its token was kept; all others were known to be right.
+        sequence.num_computed = planned.start + len(planned.token_ids) - num_logit_rows + num_kept
+        self._tables.publish(sequence, planned.start)
+        if sequence.prompt_scores is not None:
+            sequence.prompt_scores += outcome.prompt_logprobs
+        if self._live.num_held and sequence.num_computed >= sequence.num_prompt:
+            self._live.let_go(self._live.of(sequence))
+        if not num_kept and sequence.num_outstanding:
+            return None
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+        return self._tell(sequence, outcome, num_kept, now_s)
+
+    def _tell(self, sequence: Sequence, outcome: SequenceResult, num_kept: int, now_s: float) -> TokenDelta:
+        """What a step added to a sequence, which ends here if it has a reason or nothing left to compute."""
+        reason = sequence.finish_reason if sequence.num_outstanding else FinishReason.LENGTH
+        if reason is not None:
+            self._leave(sequence, reason)
+        return TokenDelta(
+            request_id=sequence.request.request_id,
+            sequence_index=sequence.index,
+            token_ids=outcome.token_ids[:num_kept],
+            logprobs=outcome.logprobs[:num_kept],
+            prompt_logprobs=sequence.take_prompt_scores(),
+            finish_reason=reason,
+            usage=None if reason is None else sequence.usage(now_s),
+        )
+
+    def _end_all(self, live: LiveRequest, reason: FinishReason, now_s: float) -> None:
+        """End a request outside a step."""
+        for sequence in list(live.unfinished.values()):
+            self._ended.append(self._end(sequence, reason, now_s))
+
+    def _end(self, sequence: Sequence, reason: FinishReason, now_s: float, error: str = "") -> TokenDelta:
+        """End a sequence without a further token; returns its last delta."""
+        self._leave(sequence, reason)
+        return TokenDelta(
+            request_id=sequence.request.request_id,
+            sequence_index=sequence.index,
+            finish_reason=reason,
+            error=error,
+            usage=sequence.usage(now_s),
+        )
+
+    def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
+        """The one way out. Blocks of a step in flight may go at once: nobody gets them before the next plan."""
+        sequence.finish_reason = reason
+        self._live.remove(sequence)
+        self._tables.release(sequence)
