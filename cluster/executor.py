@@ -38,11 +38,15 @@ class GroupStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEvents:
-    """What one rank reported since the last look. `lost` non-empty: the rank is gone, with the reason."""
+    """What one rank reported since the last look. `lost` non-empty: the rank is gone, with the reason.
+
+    `joined`: a rank that was lost serves again, in a new epoch, and knows nothing of earlier requests.
+    """
 
     rank: int
     deltas: tuple[TokenDelta, ...] = ()
     lost: str = ""
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,10 @@ class Executor(Protocol):
         ...
 
     async def submit(self, rank: int, request: Request) -> None:
-        """Hand a request to a rank. `deadline_s` is seconds from now here; the rank puts its own clock under it."""
+        """Hand a request to a rank. `deadline_s` is seconds from now here; the rank puts its own clock under it.
+
+        A rank that is lost takes it silently, or raises ConnectionError: `events` tells of the loss.
+        """
         ...
 
     async def cancel(self, rank: int, request_id: str) -> None:
