@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import kernels.native
 import torch
 import torch.distributed as dist
-from scheduler.scheduler import Scheduler, SchedulerConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from engine.config import EngineConfig, Precision
@@ -28,6 +27,7 @@ from router.local import LocalDispatcher
 from router.placement import Placement
 from scheduler.plan import SequencePlan, StepPlan
 from scheduler.request import SamplingParams
+from scheduler.scheduler import Scheduler, SchedulerConfig
 
 Progress = Callable[[str, int, int], None]  # stage ("loading", "warming"), bytes done, bytes in all
 
@@ -90,7 +90,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         model_config,
         target=target,
         dispatcher=dispatcher,
-        on_progress=lambda done, total: report("loading", done, total),
+        on_progress=_hundredths(report),
     )
     num_blocks = kv_blocks(config, model_config, dtype, available_bytes(device))
     kv = KVCache(model_config, num_blocks, config.block_size, dtype, device)
@@ -106,10 +106,24 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         kv_bytes=kv.num_bytes,
         kv_tokens=num_blocks * config.block_size,
         kernels=kernels.native.backend(),
-        max_context=scheduling.max_context,
+        max_context=scheduling.context_limit,
         vocab_size=model_config.vocab_size,
     )
     return _Parts(engine=Engine(Scheduler(scheduling, time.monotonic), runner), facts=facts, load=dispatcher.load)
+
+
+def _hundredths(report: Progress) -> Callable[[int, int], None]:
+    """Pass loading progress on where it has moved by a hundredth; a large model has tens of thousands of tensors."""
+    reported = -1
+
+    def on_bytes(done: int, total: int) -> None:
+        nonlocal reported
+        hundredth = done * 100 // max(total, 1)
+        if hundredth > reported:
+            reported = hundredth
+            report("loading", done, total)
+
+    return on_bytes
 
 
 def _device(name: str) -> torch.device:
@@ -127,17 +141,18 @@ def _dispatcher(config: EngineConfig, placement: Placement) -> LocalDispatcher |
 
 
 def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:
-    """What the scheduler may use; the context is cut to what the KV cache holds of one sequence."""
+    """What the scheduler may use."""
     return SchedulerConfig(
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_rows_per_step=config.max_rows_per_step,
         max_sequences=config.max_sequences,
-        max_context=min(config.max_context or model.max_context, model.max_context, num_blocks * config.block_size),
+        max_context=min(config.max_context or model.max_context, model.max_context),
         eos_token_ids=model.eos_token_ids,
         prefix_cache=config.prefix_cache,
         ageing_s=config.ageing_s,
         max_waiting=config.max_waiting,
+        vocab_size=model.vocab_size,
     )
 
 

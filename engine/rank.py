@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from engine.engine import Engine
 from engine.lockstep import Lockstep, StepNeeds
-from scheduler.request import FinishReason, Request, RequestRefused, SchedulerStats, TokenDelta
+from scheduler.plan import StepResult
+from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Rank:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.facts = facts
+        self.end_reason = ""  # set once, when the loop has ended
         self._engine = engine
         self._lockstep = lockstep
         self._expert_tokens = expert_tokens
@@ -72,7 +74,6 @@ class Rank:
         self._inbox: deque[Request | str] = deque()  # a request to add, or the id of one to cancel
         self._outbox: list[TokenDelta] = []
         self._changed = threading.Condition()  # guards the outbox, the snapshot and the end
-        self._end_reason = ""
         self._is_stopping = False
         self._num_steps = 0
         self._num_tokens = 0
@@ -83,8 +84,8 @@ class Rank:
 
         One that the scheduler refuses comes back as deltas with FinishReason.ERROR, one for each sequence.
         """
-        if self._end_reason:
-            raise RankLost(self._end_reason)
+        if self.end_reason:
+            raise RankLost(self.end_reason)
         if request.deadline_s is not None:
             request = dataclasses.replace(request, deadline_s=self._clock() + request.deadline_s)
         self._inbox.append(request)
@@ -101,9 +102,9 @@ class Rank:
         Raises RankLost once the loop has ended and all deltas have been taken.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._outbox or self._end_reason, timeout_s)
-            if self._end_reason and not self._outbox:
-                raise RankLost(self._end_reason)
+            self._changed.wait_for(lambda: self._outbox or self.end_reason, timeout_s)
+            if self.end_reason and not self._outbox:
+                raise RankLost(self.end_reason)
             deltas, self._outbox = tuple(self._outbox), []
             return deltas
 
@@ -135,7 +136,7 @@ class Rank:
             _log.exception("event=rank_lost rank=%d steps=%d stats=%s", self.facts.rank, self._num_steps, self._stats)
         finally:
             with self._changed:
-                self._end_reason = reason
+                self.end_reason = reason
                 self._changed.notify_all()
             self._lockstep.close()
 
@@ -153,7 +154,9 @@ class Rank:
             self._num_steps += 1
             self._publish(refusals + deltas)
         else:
-            self._publish(refusals)
+            deltas = self._engine.commit(plan, StepResult(step_id=plan.step_id, sequences=()))
+            self._publish(refusals + deltas)
+            self._engine.check_integrity()
             self._lockstep.sleep()
         return True
 
@@ -167,7 +170,7 @@ class Rank:
                 continue
             try:
                 self._engine.add(item)
-            except RequestRefused as refusal:
+            except (RequestRefused, QueueFull) as refusal:
                 refusals.extend(_refused(item, refusal))
         return refusals
 
@@ -180,7 +183,7 @@ class Rank:
                 self._changed.notify_all()
 
 
-def _refused(request: Request, refusal: RequestRefused) -> list[TokenDelta]:
+def _refused(request: Request, refusal: RequestRefused | QueueFull) -> list[TokenDelta]:
     """One ending for each sequence the client waits for."""
     return [
         TokenDelta(
