@@ -28,7 +28,7 @@ def one_torch_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
     """`tiny("B")`: the configuration, its random tensors and an fp32 checkpoint folder; made once per session."""
-    from tests.oracle.tiny_models import TinyModel, tiny_model
+    from tests.oracle.tiny_models import tiny_model
 
     made: dict[str, TinyModel] = {}
 
