@@ -14,6 +14,7 @@ from router.all_to_all import AllToAllDispatcher
 from router.dispatch import ExpertChoice
 from router.local import LocalDispatcher
 from router.placement import Placement
+from tests.oracle.comparison import assert_same
 from tests.router.group import run_ranks
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 16, 8, 10, 4
@@ -91,5 +92,5 @@ def test_every_row_comes_home_with_the_answers_of_its_experts(tmp_path: Path) ->
             handle, rows = local.dispatch(hidden, choice)
             answers = shard_of(tuple(range(EXPERTS)), dtype)(rows, handle.counts)
             # One process and many give the same bits: a row's result does not depend on its neighbours.
-            torch.testing.assert_close(result["out"], local.combine(answers, handle), rtol=0, atol=0, msg=where)
+            assert_same(result["out"], local.combine(answers, handle), where)
             assert result["load"] == tuple(2 * n for n in local.load.snapshot()), where
