@@ -66,8 +66,11 @@ class Scheduler:
             self._end_all(live, reason, self._clock())
 
     def plan(self) -> StepPlan:
-        """Choose the rows of the next step and give their sequences blocks."""
-        assert self._planned is None, "the last step has not been committed"
+        """Choose the rows of the next step and give their sequences blocks.
+
+        A plan with sequences must be committed before the next one; an empty one may be dropped.
+        """
+        assert not self._in_flight, f"{len(self._in_flight)} sequences are planned and not committed"
         now_s = self._clock()
         for live in self._live.overdue(now_s):
             self._end_all(live, FinishReason.DEADLINE, now_s)

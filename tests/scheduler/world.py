@@ -1,0 +1,172 @@
+"""A scheduler with a simulated runner and a clock that moves by hand; everything it hands out is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.engine import Engine
+from engine.simulated_runner import SimulatedRunner, simulated_output
+from scheduler.plan import StepPlan
+from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
+from scheduler.scheduler import Scheduler, SchedulerConfig
+
+VOCAB_SIZE = 64
+ERROR_TOKEN = VOCAB_SIZE - 1  # which the simulated model never yields
+
+
+@dataclass
+class FakeClock:
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Told:
+    """All that was said of one sequence."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_deltas: int = 0
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    usage: Usage | None = None
+
+
+# Small enough that every limit is soon met; tests replace what they are about.
+CONFIG = SchedulerConfig(
+    num_blocks=64,
+    block_size=4,
+    max_rows_per_step=32,
+    max_sequences=8,
+    max_context=256,
+    max_waiting=1000,
+    vocab_size=VOCAB_SIZE,
+)
+
+
+def prompt(length: int, first: int = 1) -> tuple[int, ...]:
+    """Some tokens; prompts with the same `first` share their beginning, others share nothing."""
+    return tuple((first + 7 * i * first + i // 5) % (VOCAB_SIZE - 1) for i in range(length))
+
+
+def request(request_id: str, length: int = 6, max_tokens: int = 4, first: int = 1, priority: int = 0) -> Request:
+    """A greedy request. What else is special about one is said by `dataclasses.replace` and `asking`."""
+    return Request(
+        request_id=request_id,
+        prompt=prompt(length, first),
+        sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
+        priority=priority,
+    )
+
+
+def asking(asked: Request, **sampling: Any) -> Request:
+    """The same request with other sampling settings."""
+    return replace(asked, sampling=replace(asked.sampling, **sampling))
+
+
+class World:
+    def __init__(self, config: SchedulerConfig = CONFIG) -> None:
+        self.config = config
+        self.clock = FakeClock()
+        self.scheduler = Scheduler(config, self.clock)
+        self.plans: list[StepPlan] = []
+        runner = SimulatedRunner(
+            block_size=config.block_size,
+            vocab_size=ERROR_TOKEN,
+            error_token_id=ERROR_TOKEN,
+            on_step=self.plans.append,
+        )
+        self.engine = Engine(self.scheduler, runner)
+        self.requests: dict[str, Request] = {}
+        self.told: dict[tuple[str, int], Told] = {}
+
+    def add(self, *requests: Request) -> None:
+        for request in requests:
+            self.engine.add(request)
+            self.note(request)
+
+    def note(self, request: Request) -> None:
+        """Expect deltas of this request from now on."""
+        self.requests[request.request_id] = request
+        for index in range(request.first_sequence_index, request.first_sequence_index + request.num_sequences):
+            self.told[request.request_id, index] = Told()
+
+    def step(self) -> list[TokenDelta]:
+        """One step, after which everything must add up."""
+        deltas = self.engine.step()
+        self.hear(deltas)
+        self.scheduler.check()
+        return deltas
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Steps until nothing is left to do."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        else:
+            raise AssertionError(f"still busy after {max_steps} steps: {self.scheduler.stats()}")
+        stats = self.scheduler.stats()
+        assert stats.num_free_blocks == stats.num_blocks, f"blocks are lost: {stats}"
+        assert all(told.finish_reason for told in self.told.values()), "a sequence has no end"
+
+    def hear(self, deltas: list[TokenDelta]) -> None:
+        for delta in deltas:
+            told = self.told[delta.request_id, delta.sequence_index]
+            assert told.finish_reason is None, f"{delta.request_id} goes on after its end: {delta}"
+            assert delta.prompt_logprobs == () or told.num_deltas == 0, "prompt scores come with the first delta alone"
+            told.num_deltas += 1
+            told.token_ids += delta.token_ids
+            told.logprobs += delta.logprobs
+            told.prompt_logprobs += delta.prompt_logprobs
+            told.finish_reason, told.error, told.usage = delta.finish_reason, delta.error, delta.usage
+            assert (delta.usage is None) == (delta.finish_reason is None), "usage comes with the end"
+
+    def output(self, request_id: str, index: int = 0) -> tuple[int, ...]:
+        return tuple(self.told[request_id, index].token_ids)
+
+    def expected(self, request_id: str, index: int = 0) -> tuple[int, ...]:
+        """What the sequence must yield, from the pure function alone; what was resumed is not told again."""
+        request = self.requests[request_id]
+        sampling = request.sampling
+        ends = (
+            sampling.stop_token_ids if sampling.ignore_eos else (*self.config.eos_token_ids, *sampling.stop_token_ids)
+        )
+        whole = simulated_output(
+            request.prompt,
+            sampling,
+            vocab_size=ERROR_TOKEN,
+            stop_token_ids=ends,
+            sequence_index=index,
+            max_context=self.config.context_limit,
+        )
+        assert whole[: len(request.resumed)] == request.resumed
+        return whole[len(request.resumed) :]
+
+    def assert_outputs(self) -> None:
+        """Everything that came to its own end says what the pure function says; what was cut short, the beginning."""
+        for (request_id, index), told in self.told.items():
+            output, expected = tuple(told.token_ids), self.expected(request_id, index)
+            if told.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                assert output == expected, f"{request_id}/{index}: {output}, should be {expected}"
+            else:
+                assert output == expected[: len(output)], f"{request_id}/{index}: {output}, should begin {expected}"
+            self._assert_scores(self.requests[request_id], index, told)
+
+    def _assert_scores(self, request: Request, index: int, told: Told) -> None:
+        """Every token has its log-probability where these were asked for, those of the prompt as soon as one came."""
+        scored = told.token_ids if request.sampling.num_logprobs is not None else []
+        assert [score.token_id for score in told.logprobs] == scored
+        is_first = index == request.first_sequence_index and not request.resumed
+        is_due = bool(told.token_ids) or told.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        wanted = request.sampling.num_prompt_logprobs is not None and is_first and is_due
+        assert [score.token_id for score in told.prompt_logprobs] == (list(request.prompt[1:]) if wanted else [])
+
+    def rows(self, request_id: str, step: int = -1) -> int:
+        """The rows that the sequences of a request had in one step."""
+        sampling = self.requests[request_id].sampling
+        return sum(len(planned.token_ids) for planned in self.plans[step].sequences if planned.sampling is sampling)
