@@ -68,7 +68,7 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
             device=_device(config.device).type,
             timeout_s=config.group_timeout_s,
         )
-        lockstep = GroupLockstep(store, config.epoch)
+        lockstep = GroupLockstep(_world(), store, config.epoch)
     parts = _assemble(config, on_progress)
     return Rank(parts.engine, lockstep, parts.facts, expert_tokens=parts.load.snapshot)
 
@@ -135,9 +135,14 @@ def _device(name: str) -> torch.device:
 def _dispatcher(config: EngineConfig, placement: Placement) -> LocalDispatcher | AllToAllDispatcher:
     if config.group_size == 1:
         return LocalDispatcher(placement.num_experts)
+    return AllToAllDispatcher(placement, config.rank, _world())
+
+
+def _world() -> dist.ProcessGroup:
+    """The default process group, which `join_group` formed."""
     group = dist.group.WORLD
     assert group is not None, "the group was not joined"
-    return AllToAllDispatcher(placement, config.rank, group)
+    return group
 
 
 def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:

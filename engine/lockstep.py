@@ -52,10 +52,6 @@ class Lockstep(Protocol):
         """End the current sleep of the whole group, or else the next one."""
         ...
 
-    def close(self) -> None:
-        """Leave the group."""
-        ...
-
 
 class LocalLockstep:
     """A group of one."""
@@ -76,24 +72,21 @@ class LocalLockstep:
         """See `Lockstep`."""
         self._rung.set()
 
-    def close(self) -> None:
-        """See `Lockstep`."""
-
 
 class GroupLockstep:
-    """A group over torch.distributed; its default process group must carry CPU tensors.
+    """A group over torch.distributed; `group` must carry CPU tensors.
 
     Sleep number n of an epoch ends when the key `wake/<epoch>/<n>` appears in the store. Every rank counts the
     same sleeps, because each was agreed on, so all wait for the same key and whoever rings need not know who sleeps.
     """
 
-    def __init__(self, store: TCPStore, epoch: int = 0) -> None:
+    def __init__(self, group: dist.ProcessGroup, store: TCPStore, epoch: int = 0) -> None:
+        self.store = store  # rank 0's is the server, which lives as long as this object; also what rings
         # A client serves one call at a time, and the sleeper's is taken while it waits.
         self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
-        self._ringer: Store = store.clone()  # type: ignore[attr-defined]
         self._epoch = epoch
-        self._rank = dist.get_rank()
-        self._gathered = [torch.zeros(4, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        self._group = group
+        self._gathered = [torch.zeros(4, dtype=torch.int64) for _ in range(group.size())]
         self._lock = threading.Lock()
         self._num_sleeps = 0
         self._is_asleep = False
@@ -102,7 +95,7 @@ class GroupLockstep:
     def agree(self, needs: StepNeeds) -> GroupStep:
         """See `Lockstep`."""
         mine = [needs.num_rows, int(needs.has_work), int(needs.is_leaving), needs.num_collectives]
-        dist.all_gather(self._gathered, torch.tensor(mine, dtype=torch.int64))
+        self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
         num_rows, has_work, is_leaving, num_collectives = zip(*(t.tolist() for t in self._gathered), strict=True)
         assert len(set(num_collectives)) == 1, f"ranks joined different numbers of collectives: {num_collectives}"
         return GroupStep(num_rows=num_rows, has_work=any(has_work), is_leaving=any(is_leaving))
@@ -112,12 +105,12 @@ class GroupLockstep:
         with self._lock:
             self._is_asleep = True
             if self._is_rung:
-                self._ringer.set(self._key(self._num_sleeps), "")
+                self.store.set(self._key(self._num_sleeps), "")
         self._wait(self._key(self._num_sleeps))
         with self._lock:
             self._is_asleep = self._is_rung = False
             self._num_sleeps += 1
-        if self._rank == 0 and self._num_sleeps > 1:
+        if self._group.rank() == 0 and self._num_sleeps > 1:
             # All ranks have left the sleep before this one, since they agreed on a step after it.
             self._sleeper.delete_key(self._key(self._num_sleeps - 2))
 
@@ -129,12 +122,7 @@ class GroupLockstep:
                 return
             # A store that is gone has ended the sleep already, with an exception where it belongs.
             with contextlib.suppress(dist.DistNetworkError):
-                self._ringer.set(self._key(self._num_sleeps), "")
-
-    def close(self) -> None:
-        """See `Lockstep`."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+                self.store.set(self._key(self._num_sleeps), "")
 
     def _key(self, number: int) -> str:
         return f"wake/{self._epoch}/{number}"

@@ -138,7 +138,6 @@ class Rank:
             with self._changed:
                 self.end_reason = reason
                 self._changed.notify_all()
-            self._lockstep.close()
 
     def _turn(self) -> bool:
         """One step, or one sleep. False when the group stops."""
