@@ -1,0 +1,287 @@
+"""Connects calls with ranks: submits their requests, feeds their streams, moves them when a rank is lost.
+
+What a rank has of a client's request is a part: all its sequences as a rule; one each where they may have to be
+cancelled one by one (stop strings) or were moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+
+from cluster.assignment import Assigned, Assignment
+from cluster.executor import Executor, RankEvents
+from cluster.sequence_stream import SequenceStream
+from cluster.stream import RequestStream
+from scheduler.request import FinishReason, Request, TokenDelta
+from sigmoe.errors import DeadlineExceeded, ServerFailure, SigmoeError, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_MAX_MOVES = 3  # a request that was on more ranks when they died may be what kills them
+_NO_RANK = "no rank serves at the moment; try again later"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Part:
+    """Sequences of one request on one rank."""
+
+    request: Request
+    stream: RequestStream
+    client_id: str  # the request's id as the client knows it
+    deadline: float | None  # on the switchboard's clock
+    assigned: Assigned
+    num_moves: int = 0
+    is_cancelled: bool = False
+
+    @property
+    def sequences(self) -> tuple[SequenceStream, ...]:
+        first = self.request.first_sequence_index
+        return self.stream.sequences[first : first + self.request.num_sequences]
+
+    def owns(self, sequence_index: int) -> bool:
+        """Whether the sequence belongs to this part."""
+        first = self.request.first_sequence_index
+        return first <= sequence_index < first + self.request.num_sequences
+
+
+class Switchboard:
+    """Knows every part on every rank. Belongs to one event loop; `run` is its pump.
+
+    `on_ranks` is told whether any rank serves, whenever that may have changed.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        resume_timeout_s: float,
+        clock: Callable[[], float],
+        on_ranks: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self.num_resumed = 0
+        self.num_tokens = 0
+        self._executor = executor
+        self._resume_timeout_s = resume_timeout_s
+        self._clock = clock
+        self._on_ranks = on_ranks
+        self._assignment = Assignment(range(executor.info().num_ranks))
+        self._parts: dict[str, _Part] = {}
+        self._open: dict[RequestStream, set[str]] = {}  # the parts of each open stream
+        self._has_ranks = asyncio.Event()
+        self._has_ranks.set()
+        self._chores: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_open(self) -> int:
+        """Streams under way."""
+        return len(self._open)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that serve."""
+        return self._assignment.ranks
+
+    async def open(self, request: Request, stream: RequestStream, deadline: float | None) -> None:
+        """Give a request to a rank; `stream` gets what comes. Raises Unavailable where no rank serves.
+
+        The caller must `close` the stream in the end, however this ends.
+        """
+        self._open[stream] = set()
+        for part_request in _parts(request, one_by_one=stream.has_stops):
+            assigned = self._assignment.assign(part_request.prompt, part_request.num_sequences)
+            if assigned is None:
+                raise Unavailable(_NO_RANK)
+            await self._place(
+                _Part(
+                    request=part_request,
+                    stream=stream,
+                    client_id=request.request_id,
+                    deadline=deadline,
+                    assigned=assigned,
+                )
+            )
+
+    def close(self, stream: RequestStream) -> None:
+        """Forget a stream; what ranks still do for it is cancelled at once."""
+        for part_id in self._open.pop(stream, ()):
+            part = self._parts.pop(part_id)
+            self._assignment.release(part.assigned)
+            self._cancel(part)
+
+    def fail_all(self, error: SigmoeError) -> None:
+        """End every open stream with an error."""
+        for stream in self._open:
+            stream.fail(error)
+
+    async def run(self) -> None:
+        """Feed the streams until the executor stops. Never waits for a client."""
+        reason = "the executor has stopped"
+        try:
+            async for event in self._executor.events():
+                self._deliver(event)
+                if event.lost:
+                    await self._lose([event.rank], event.lost)
+                if event.joined:
+                    await self._join(event.rank)
+        except Exception as error:  # whatever broke, the calls under way must learn of it
+            _log.exception("event=events_failed")
+            reason = f"{type(error).__name__}: {error}"
+        await self._lose(self._assignment.ranks, reason)
+
+    async def stop(self) -> None:
+        """End what runs in the background."""
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+
+    def _deliver(self, event: RankEvents) -> None:
+        for delta in event.deltas:
+            part = self._parts.get(delta.request_id)
+            if part is None:  # cancelled, or moved away
+                continue
+            if not part.owns(delta.sequence_index):
+                _log.error("event=strange_delta id=%s rank=%d delta=%s", part.client_id, event.rank, delta)
+                part.stream.fail(ServerFailure(f"request {part.client_id}: a rank reported an unknown sequence"))
+                self._cancel(part)
+                continue
+            sequence = part.stream.push(delta)
+            self.num_tokens += len(delta.token_ids)
+            if sequence.is_finished or sequence.is_stopped or part.stream.is_over:
+                self._settle(part)
+
+    def _settle(self, part: _Part) -> None:
+        """Let go of a part whose sequences have ended; cancel one that is wanted no more."""
+        if all(sequence.is_finished for sequence in part.sequences):
+            self._forget(part)
+            self._assignment.release(part.assigned)
+        elif part.stream.is_over or all(sequence.is_stopped for sequence in part.sequences):
+            self._cancel(part)
+
+    async def _place(self, part: _Part) -> None:
+        """Register, then submit: a loss reported meanwhile finds the part and moves it."""
+        part_id, left_s = part.request.request_id, None
+        if part.deadline is not None:
+            left_s = max(0.0, part.deadline - self._clock())
+        self._parts[part_id] = part
+        self._open[part.stream].add(part_id)
+        try:
+            await self._executor.submit(part.assigned.rank, dataclasses.replace(part.request, deadline_s=left_s))
+        except ConnectionError as error:
+            _log.info("event=submit_failed id=%s rank=%d error=%s", part_id, part.assigned.rank, error)
+
+    def _forget(self, part: _Part) -> None:
+        del self._parts[part.request.request_id]
+        self._open[part.stream].discard(part.request.request_id)
+
+    def _cancel(self, part: _Part) -> None:
+        if not part.is_cancelled:
+            part.is_cancelled = True
+            self._spawn(self._cancel_on_rank(part.assigned.rank, part.request.request_id))
+
+    async def _cancel_on_rank(self, rank: int, part_id: str) -> None:
+        try:
+            await self._executor.cancel(rank, part_id)
+        except ConnectionError as error:
+            _log.info("event=cancel_failed id=%s rank=%d error=%s", part_id, rank, error)
+
+    async def _lose(self, ranks: Iterable[int], reason: str) -> None:
+        for rank in ranks:
+            self._assignment.lose(rank)
+            moved = [part for part in self._parts.values() if part.assigned.rank == rank]
+            _log.warning("event=rank_lost rank=%d requests=%d reason=%s", rank, len(moved), reason)
+            for part in moved:
+                self._forget(part)
+                self._spawn(self._move(part, reason))
+        if not self._assignment.ranks:
+            self._has_ranks.clear()
+        await self._on_ranks(self._has_ranks.is_set())
+
+    async def _join(self, rank: int) -> None:
+        _log.info("event=rank_joined rank=%d", rank)
+        self._assignment.join(rank)
+        self._has_ranks.set()
+        await self._on_ranks(True)
+
+    async def _move(self, part: _Part, reason: str) -> None:
+        """Resubmit the sequences of a part whose rank is gone, each with the tokens it has."""
+        if part.num_moves >= _MAX_MOVES:
+            part.stream.fail(Unavailable(f"request {part.client_id}: lost with {_MAX_MOVES + 1} ranks ({reason})"))
+            return
+        for sequence in part.sequences:
+            if sequence.is_finished or part.stream.is_over:
+                continue
+            if sequence.is_stopped:  # only the rank's figures are missing
+                end = TokenDelta(
+                    request_id=part.client_id, sequence_index=sequence.index, finish_reason=FinishReason.STOP
+                )
+                part.stream.push(end)
+                continue
+            await self._resume(part, sequence)
+
+    async def _resume(self, part: _Part, sequence: SequenceStream) -> None:
+        request = _resumed(part, sequence)
+        try:
+            assigned = await self._assign_when_possible(request, part.deadline)
+        except SigmoeError as error:
+            part.stream.fail(error)
+            return
+        if part.stream not in self._open or part.stream.is_over:
+            self._assignment.release(assigned)
+            return
+        self.num_resumed += 1
+        _log.info("event=resumed id=%s rank=%d tokens=%d", request.request_id, assigned.rank, len(request.resumed))
+        await self._place(dataclasses.replace(part, request=request, assigned=assigned, num_moves=part.num_moves + 1))
+
+    async def _assign_when_possible(self, request: Request, deadline: float | None) -> Assigned:
+        """The place of a moved request; waits for a rank that serves. Raises Unavailable or DeadlineExceeded."""
+        give_up = self._clock() + self._resume_timeout_s
+        while (assigned := self._assignment.assign(request.prompt, request.num_sequences)) is None:
+            left_s = min(give_up, deadline if deadline is not None else give_up) - self._clock()
+            try:
+                await asyncio.wait_for(self._has_ranks.wait(), left_s)
+            except TimeoutError:
+                if deadline is not None and deadline < give_up:
+                    raise DeadlineExceeded("the deadline passed while no rank served") from None
+                raise Unavailable(f"no rank served for {self._resume_timeout_s:g} s") from None
+        return assigned
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        chore = asyncio.get_running_loop().create_task(work)
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
+
+def _parts(request: Request, *, one_by_one: bool) -> list[Request]:
+    """What to submit for a request. Sequences keep their numbers, which are part of their seeds."""
+    if request.num_sequences == 1 or not one_by_one:
+        return [request]
+    unscored = dataclasses.replace(request.sampling, num_prompt_logprobs=None)
+    return [
+        dataclasses.replace(
+            request,
+            request_id=f"{request.request_id}/{index}",
+            sampling=unscored if index else request.sampling,
+            num_sequences=1,
+            first_sequence_index=index,
+        )
+        for index in range(request.num_sequences)
+    ]
+
+
+def _resumed(part: _Part, sequence: SequenceStream) -> Request:
+    """One sequence's request for its next rank."""
+    sampling = part.request.sampling
+    if sequence.index or sequence.has_prompt_logprobs:
+        sampling = dataclasses.replace(sampling, num_prompt_logprobs=None)
+    return dataclasses.replace(
+        part.request,
+        request_id=f"{part.client_id}/{sequence.index}.{part.num_moves + 1}",
+        sampling=sampling,
+        num_sequences=1,
+        first_sequence_index=sequence.index,
+        resumed=tuple(sequence.token_ids),
+    )
