@@ -89,6 +89,9 @@ class BlockTables:
                 f"sequence {sequence.sequence_id}: {sequence.num_computed} computed of {len(sequence.tokens)} "
                 f"tokens in {room} positions"
             )
+            assert room - self._block_size < len(sequence.tokens), (
+                f"sequence {sequence.sequence_id}: {room} positions for {len(sequence.tokens)} tokens"
+            )
 
     def _match(self, sequence: Sequence) -> list[int]:
         """The cached blocks of the longest known beginning, short of the last token, which yields the logits."""

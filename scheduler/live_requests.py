@@ -99,7 +99,7 @@ class LiveRequests:
         assert placed == unfinished, f"sequences in line {placed}, unfinished {unfinished}"
         assert len(held) == self.num_held, f"{len(held)} sequences held, {self.num_held} counted"
         assert all(sequence.is_running for sequence in running), "a running sequence has no blocks"
-        assert not any(sequence.is_running for sequence in (*waiting, *held)), "a waiting sequence has blocks"
+        assert not any(s.is_running or s.num_computed for s in (*waiting, *held)), "a waiting sequence has blocks"
         assert not any(s.finish_reason for s in (*waiting, *running, *held)), "a sequence has ended but is in line"
         num_deadlines = sum(live.request.deadline_s is not None for live in self._by_id.values())
         assert num_deadlines == len(self._deadlines), f"{len(self._deadlines)} deadlines for {num_deadlines} requests"

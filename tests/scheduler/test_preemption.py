@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from scheduler.request import FinishReason
 from tests.scheduler.world import CONFIG, World, asking, request
 
@@ -17,6 +19,19 @@ def test_when_blocks_run_out_the_last_in_turn_gives_way_and_loses_nothing() -> N
     assert (first.num_preemptions, second.num_preemptions) == (0, 1)
     assert second.num_output_tokens == 18
     assert world.scheduler.stats().num_preemptions == 1
+    world.assert_outputs()
+
+
+@pytest.mark.parametrize(("length", "is_let_in"), [(12, True), (13, False)])
+def test_one_is_let_in_only_if_every_running_one_can_still_grow(length: int, is_let_in: bool) -> None:
+    world = World(TIGHT)
+    world.add(request("running", length=12, max_tokens=3))  # four of eight blocks from its second step on
+    world.step()
+    world.add(request("next", length=length, max_tokens=1, first=3))
+    world.step()
+    assert (world.rows("next") > 0) is is_let_in
+    world.run()
+    assert world.scheduler.stats().num_preemptions == 0
     world.assert_outputs()
 
 
