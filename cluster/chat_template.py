@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.errors import CheckpointError
@@ -101,13 +104,24 @@ class ChatTemplate:
             raise ServerFailure(f"the chat template fails: {type(error).__name__}: {error}") from error
 
 
+class _Generation(Extension):
+    """{% generation %} marks what a model is trained on; here its body alone matters."""
+
+    tags = {"generation"}  # noqa: RUF012 - the library's own annotation
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The body of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """jinja's sandbox; repetition is bounded too."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
         self.filters["tojson"] = _to_json
         del self.globals["lipsum"]  # writes any amount of text
 

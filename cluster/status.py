@@ -21,9 +21,9 @@ from sigmoe.errors import (
     Violation,
 )
 
-# Statuses travel in trailers, of which clients take 8 KiB in all.
+# Statuses travel in trailers, of which clients take 8 KiB in all (base64 and percent encoding included).
 _MAX_VIOLATIONS = 12
-_MAX_FIELD, _MAX_MESSAGE = 64, 200
+_MAX_FIELD, _MAX_MESSAGE, _MAX_TEXT = 64, 160, 400  # bytes of UTF-8
 
 CODES: dict[type[SigmoeError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,7 +47,7 @@ def known_error(error: Exception, request_id: str) -> SigmoeError:
 def status_of(error: SigmoeError) -> Any:
     """The grpc.Status of an error, for `context.abort_with_status`."""
     code = CODES[type(error)]
-    text = _clip(str(error) or code.name, _MAX_MESSAGE * 3)
+    text = _clip(str(error) or code.name, _MAX_TEXT)
     rich = status_pb2.Status(code=getattr(code_pb2, code.name), message=text)
     detail = _detail(error)
     if detail is not None:
@@ -76,5 +76,8 @@ def _detail(error: SigmoeError) -> message.Message | None:
     return None
 
 
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _clip(text: str, num_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= num_bytes:
+        return encoded.decode()
+    return encoded[: num_bytes - 3].decode(errors="ignore") + "..."
