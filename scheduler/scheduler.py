@@ -32,7 +32,6 @@ class Scheduler:
         self._live = LiveRequests()
         self._tables = BlockTables(config.num_blocks, config.block_size, config.prefix_cache)
         self._in_flight: dict[int, Sequence] = {}  # planned and not ended since, by sequence id
-        self._planned: StepPlan | None = None
         self._ended: list[TokenDelta] = []  # of sequences that ended outside a step, handed out by `commit`
         self._num_added = 0
         self._num_steps = 0
@@ -80,15 +79,14 @@ class Scheduler:
             rows += self._plan_chunks(left, now_s)
         self._num_steps += 1
         num_rows = sum(len(planned.token_ids) for planned in rows)
-        self._planned = StepPlan(step_id=self._num_steps, sequences=tuple(rows), num_rows=num_rows)
-        return self._planned
+        return StepPlan(step_id=self._num_steps, sequences=tuple(rows), num_rows=num_rows)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Take over what the planned step yielded, and hand out what there is to tell since the last commit."""
-        assert plan is self._planned, f"step {plan.step_id} is committed, but it is not the one planned last"
+        assert plan.step_id == self._num_steps, f"step {plan.step_id} is committed, {self._num_steps} was planned last"
         assert result.step_id == plan.step_id, f"result of step {result.step_id} for step {plan.step_id}"
         now_s = self._clock()
-        in_flight, self._in_flight, self._planned = self._in_flight, {}, None
+        in_flight, self._in_flight = self._in_flight, {}
         deltas, self._ended = self._ended, []
         for planned, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = in_flight[planned.sequence_id]

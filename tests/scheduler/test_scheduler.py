@@ -44,6 +44,35 @@ def test_results_of_another_step_are_not_taken() -> None:
         world.engine.commit(plan, StepResult(step_id=plan.step_id + 1, sequences=(SequenceResult(),)))
 
 
+@pytest.mark.parametrize("num_right", [0, 1, 2])
+def test_drafted_rows_that_prove_wrong_are_rolled_back(num_right: int) -> None:
+    world = World(replace(CONFIG, block_size=16))
+    world.add(request("r", length=6, max_tokens=8))
+    world.step()
+    known, right = world.output("r"), world.expected("r")
+    plan = world.engine.plan()
+    drafts = right[1 : 1 + num_right] + (0,) * (2 - num_right)
+    verify = replace(plan.sequences[0], token_ids=(*known, *drafts), num_logit_rows=3)
+    plan = replace(plan, sequences=(verify,), num_rows=3)
+    world.engine.run(plan)
+    accepted = SequenceResult(token_ids=right[1 : 2 + num_right])
+    world.hear(world.engine.commit(plan, StepResult(step_id=plan.step_id, sequences=(accepted,))))
+    world.scheduler.check()
+    world.step()
+    assert (world.plans[-1].num_rows, world.plans[-1].sequences[0].start) == (1, 7 + num_right)
+    world.run()
+    world.assert_outputs()
+
+
+def test_a_step_is_committed_once() -> None:
+    world = World()
+    plan = world.engine.plan()
+    result = world.engine.run(plan)
+    world.engine.plan()
+    with pytest.raises(AssertionError, match="step 1 is committed, 2 was planned last"):
+        world.engine.commit(plan, result)
+
+
 def test_a_long_prompt_is_computed_in_chunks_within_the_budget() -> None:
     world = World(replace(CONFIG, max_rows_per_step=10))
     world.add(request("r", length=33))
