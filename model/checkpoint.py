@@ -11,6 +11,7 @@ import torch
 from experts.layout import ExpertShape
 from experts.shard import ExpertShard
 from kernels.gate import GateShape
+from kernels.linear import pack_weight
 from model.attention import Attention
 from model.bailing import BailingModel
 from model.config import ModelConfig
@@ -182,7 +183,7 @@ class _Builder:
             scale=config.routed_scaling_factor,
             normalise=config.norm_topk_prob,
         )
-        return Gate(weight, bias, shape)
+        return Gate(pack_weight(weight), bias, shape)
 
     def _ffn(self, prefix: str, width: int) -> DenseFfn:
         shard = ExpertShard.allocate(1, self._expert_shape(width), self._target.dtype)

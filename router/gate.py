@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
 from kernels.gate import GateShape, sigmoid_group_topk
+from kernels.linear import PackedWeight, pack_weight
+from kernels.linear import PackedWeight
 from router.dispatch import ExpertChoice
 
 
@@ -14,9 +17,14 @@ from router.dispatch import ExpertChoice
 class Gate:
     """Group-limited sigmoid top-k, fp32 from the first product to the last weight (model-spec §2.6)."""
 
-    weight: torch.Tensor  # [E, H] fp32
+    weight: PackedWeight  # [E, H] fp32
     bias: torch.Tensor  # [E] fp32: moves the choice, never the weights
     shape: GateShape
+
+    @classmethod
+    def pack(cls, weight: torch.Tensor, bias: torch.Tensor, shape: GateShape) -> Self:
+        """From weight [E, H] and bias [E], both fp32; the weight may be freed afterwards."""
+        return cls(pack_weight(weight), bias, shape)
 
     def __call__(self, hidden: torch.Tensor) -> ExpertChoice:
         """Choose the experts of hidden [T, H]."""

@@ -3,12 +3,13 @@ from __future__ import annotations
 import torch
 
 from kernels.gate import GateShape
+from kernels.linear import pack_weight
 from router.gate import Gate
 
 
 def test_gate_hands_on_ids_and_weights_of_the_right_kind() -> None:
     shape = GateShape(num_expert_groups=4, topk_groups=2, top_k=3, scale=2.5, normalise=True)
-    gate = Gate(torch.randn(16, 8), torch.zeros(16), shape)
+    gate = Gate(pack_weight(torch.randn(16, 8)), torch.zeros(16), shape)
     for num_rows in (0, 1, 7):
         choice = gate(torch.randn(num_rows, 8).to(torch.bfloat16))
         assert choice.ids.shape == choice.weights.shape == (num_rows, 3)
@@ -20,7 +21,7 @@ def test_bias_moves_the_choice_and_not_the_weights() -> None:
     shape = GateShape(num_expert_groups=1, topk_groups=1, top_k=2, scale=1.0, normalise=True)
     weight, hidden = torch.eye(4), torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     bias = torch.tensor([0.0, 0.0, 0.0, 9.0])
-    choice = Gate(weight, bias, shape)(hidden)
+    choice = Gate(pack_weight(weight), bias, shape)(hidden)
     assert set(choice.ids[0].tolist()) == {0, 3}
     scores = hidden.sigmoid()[0, choice.ids[0].long()]
     torch.testing.assert_close(choice.weights[0], scores / scores.sum())
