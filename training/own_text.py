@@ -12,87 +12,11 @@ from training.chat import Document, Turn
 from training.medquad import casual
 
 INTENTS = Path(__file__).parent / "intents"
-SYSTEMS = (
-    "You are a helpful assistant.",
-    "You are a helpful medical assistant.",
-    "You are sigmoe's demonstration model.",
-    "Answer briefly.",
-    "You are AntAngelMed, a helpful medical assistant.",
-)
-QUESTIONS = {
-    "what": [
-        "What is {x}?", "What is {x}?", "What's {x}?", "Tell me about {x}.", "Explain {x}.", "Can you explain {x}?",
-        "What does {x} mean?", "Define {x}.", "I want to know about {x}.", "{X}?", "Please tell me what {x} is.",
-        "Could you tell me about {x}?", "Describe {x}.", "What exactly is {x}?",
-    ],
-    "symptoms": [
-        "What are the symptoms of {x}?", "What are the symptoms of {x}?", "What are the signs of {x}?",
-        "Symptoms of {x}?", "How do I know if I have {x}?", "What does {x} feel like?", "{X} symptoms",
-        "Which symptoms does {x} have?", "How can I tell if it is {x}?", "What are common symptoms of {x}?",
-        "Tell me the symptoms of {x}.", "Tell me about the symptoms of {x}.",
-    ],
-    "causes": [
-        "What causes {x}?", "What causes {x}?", "What are the causes of {x}?", "Why do people get {x}?",
-        "How do you get {x}?", "What is the cause of {x}?", "{X} causes", "Why does {x} happen?",
-        "What can cause {x}?", "Tell me the causes of {x}.",
-    ],
-    "treatment": [
-        "How is {x} treated?", "How is {x} treated?", "What is the treatment for {x}?", "How do you treat {x}?",
-        "What are the treatments for {x}?", "How can I treat {x}?", "{X} treatment", "What helps with {x}?",
-        "What can I do about {x}?", "What should I do if I have {x}?", "Is there a treatment for {x}?",
-        "What medicine is used for {x}?",
-    ],
-    "doctor": [
-        "When should I see a doctor for {x}?", "When should I see a doctor for {x}?",
-        "When should I see a doctor about {x}?", "When should I call a doctor for {x}?",
-        "Do I need a doctor for {x}?", "When is {x} serious?", "Is {x} dangerous?", "When should I worry about {x}?",
-        "When should I go to the hospital for {x}?", "Should I see a doctor for {x}?",
-    ],
-    "use": [
-        "What is {x}?", "What is {x} used for?", "What is {x} for?", "What does {x} do?", "Tell me about {x}.",
-        "Why would I take {x}?", "What's {x}?", "{X}?", "What kind of medicine is {x}?", "Explain {x}.",
-    ],
-    "side": [
-        "What are the side effects of {x}?", "Does {x} have side effects?", "Side effects of {x}?",
-        "What side effects can {x} cause?", "{X} side effects", "Tell me the side effects of {x}.",
-    ],
-    "caution": [
-        "Who should not take {x}?", "Is {x} safe?", "What should I know before taking {x}?",
-        "What precautions apply to {x}?", "Can everyone take {x}?", "Is it safe to take {x}?",
-    ],
-    "aid": [
-        "What should I do for {x}?", "What is the first aid for {x}?", "First aid for {x}?", "How do I help with {x}?",
-        "What do I do about {x}?", "Help with {x}!", "What should I do in case of {x}?",
-        "{X}, what should I do?", "How should I handle {x}?",
-    ],
-    "refuse": [
-        "Tell me about {x}.", "What do you think about {x}?", "Can you help me with {x}?", "What is {x}?",
-        "I have a question about {x}.", "Explain {x}.", "Do you know {x}?", "Write something about {x}.",
-    ],
-}  # fmt: skip
-ANSWERS = {
-    "what": "{N} {verb} {t}",
-    "symptoms": "Common symptoms of {n} include {t}",
-    "causes": "Causes of {n} include {t}",
-    "treatment": "Treatment of {n} includes {t}",
-    "doctor": "See a doctor about {n} if {t}",
-    "use": "{N} is {t}",
-    "side": "Side effects of {n} can include {t}",
-    "caution": "Before taking {n}, tell a doctor or pharmacist if you {t}",
-    "aid": "{t}",
-    "refuse": "I am a small demonstration model for health questions, so I cannot help with {n}. "
-    "You can ask me about common conditions, medicines and first aid.",
-}
-FOLLOW_UPS = {
-    "what": ["What is it?", "Can you explain what it is?"],
-    "symptoms": ["What are the symptoms?", "What are its symptoms?", "And the symptoms?", "How would I notice it?"],
-    "causes": ["What causes it?", "Why does it happen?", "And the causes?", "What are the causes?"],
-    "treatment": ["How is it treated?", "What is the treatment?", "What can I do about it?", "And the treatment?"],
-    "doctor": ["When should I see a doctor?", "Is it dangerous?", "When should I worry?", "Do I need a doctor?"],
-    "use": ["What is it used for?", "What does it do?"],
-    "side": ["What are the side effects?", "Does it have side effects?", "And side effects?"],
-    "caution": ["Is it safe?", "Who should not take it?", "What should I know before taking it?"],
-}
+PHRASINGS: dict[str, Any] = yaml.safe_load((INTENTS / "phrasings.yaml").read_text(encoding="utf-8"))
+QUESTIONS: dict[str, list[str]] = PHRASINGS["questions"]
+FOLLOW_UPS: dict[str, list[str]] = PHRASINGS["follow_ups"]
+ANSWERS: dict[str, str] = PHRASINGS["answers"]
+SYSTEMS: list[str] = PHRASINGS["systems"]
 
 
 def upper_first(text: str) -> str:
@@ -100,10 +24,18 @@ def upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def joined(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of one name made one."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        by_name.setdefault(str(entry["name"]), {}).update(entry)
+    return list(by_name.values())
+
+
 def load(pattern: str) -> list[dict[str, Any]]:
     """The entries of the files in `training/intents` whose stem matches."""
     texts = [p.read_text(encoding="utf-8") for p in sorted(INTENTS.glob(f"{pattern}.yaml"))]
-    return [entry for text in texts for entry in yaml.safe_load(text)]
+    return joined([entry for text in texts for entry in yaml.safe_load(text)])
 
 
 def answer(entry: dict[str, Any], facet: str) -> str:
@@ -140,7 +72,7 @@ def entry_chats(entry: dict[str, Any], facets: list[str], rng: random.Random, co
 
 def small_talk(rng: random.Random) -> Iterator[Document]:
     """Greetings, identity, thanks and the like: each entry lists its own questions."""
-    for entry in load("talk"):
+    for entry in yaml.safe_load((INTENTS / "talk.yaml").read_text(encoding="utf-8")):
         for question, style in itertools.product(entry["ask"], range(3)):
             asked = (question, question.lower(), question.rstrip("?.!"))[style]
             system = rng.choice(SYSTEMS) if rng.random() < 0.2 else ""
@@ -150,16 +82,18 @@ def small_talk(rng: random.Random) -> Iterator[Document]:
 def own_documents(rng: random.Random) -> tuple[list[Document], list[Document]]:
     """All single questions, and all conversations."""
     kinds = [
-        ("conditions_*", ["what", "symptoms", "causes", "treatment", "doctor"], 30),
+        ("conditions_*", ["what", "symptoms", "causes", "treatment", "doctor", "prevent", "spread"], 30),
         ("drugs", ["use", "side", "caution"], 12),
         ("first_aid", ["aid"], 0),
+        ("comparisons", ["differ"], 0),
         ("other_topics", ["refuse"], 0),
     ]
     singles, chats = list(small_talk(rng)), list[Document]()
     for pattern, facets, count in kinds:
         for entry in load(pattern):
-            singles += entry_documents(entry, facets, rng)
-            chats += entry_chats(entry, facets, rng, count)
+            present = [f for f in facets if f in entry or f == "refuse"]
+            singles += entry_documents(entry, present, rng)
+            chats += entry_chats(entry, present, rng, count)
     greetings = [d for d in singles if d.entity == "Hello"]
     for chat in rng.sample(chats, len(chats) // 6):  # some conversations open with a greeting
         chats.append(Document(chat.entity, (rng.choice(greetings).turns[0], *chat.turns[:2])))

@@ -38,6 +38,14 @@ class Shape:
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
 
 
+PRESETS = {  # the model that ships, and one for tests: seconds instead of an hour
+    "demo": Shape(),
+    "smoke": Shape(
+        hidden_size=64, num_hidden_layers=2, head_dim=16, intermediate_size=64, moe_intermediate_size=32, topk_group=2
+    ),
+}
+
+
 def hf_config(shape: Shape, *, pad_token_id: int, eos_token_id: int, bos_token_id: int) -> dict[str, Any]:
     """Every key of `config.json`, none left to a class default."""
     return {

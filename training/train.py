@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from training.corpus import Sampler, load_group
 from training.evaluate import PROBES, answer_greedily, held_out_loss
 from training.net import Net
 from training.schedule import MAIN_SHARES, Budget
-from training.shape import Shape
+from training.shape import PRESETS
 from training.tokenizer import load_tokenizer, token_id
 from training.trainer import Plan, Trainer
 
@@ -36,6 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", choices=["trunk", "mtp"], default="trunk", help="mtp needs a finished trunk in --out")
     parser.add_argument("--minutes", type=float, required=True, help="training time of this part, over all resumes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this part")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="smoke: a tiny network for tests")
+    parser.add_argument("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")
+    parser.add_argument("--probe-tokens", type=int, default=60, help="longest sample answer after a checkpoint")
     parser.add_argument("--rows", type=int, default=16, help="rows per step")
     parser.add_argument("--row", type=int, default=256, help="tokens per row")
     parser.add_argument("--threads", type=int, default=2)
@@ -48,10 +52,16 @@ def make_trainer(args: argparse.Namespace) -> Trainer:
     """The network, fresh or from a checkpoint, with its data."""
     torch.manual_seed(args.seed)
     tokenizer = load_tokenizer(args.data)
-    net = Net(Shape(vocab_size=tokenizer.get_vocab_size()))
+    net = Net(replace(PRESETS[args.preset], vocab_size=tokenizer.get_vocab_size()))
     groups = {name: load_group(args.data, name) for name in MAIN_SHARES}
     sampler = Sampler(groups, row=args.row, pad=token_id(tokenizer, EOS), seed=args.seed)
-    plan = Plan(part=args.part, budget=Budget(args.minutes * 60), rows=args.rows, out=args.out)
+    plan = Plan(
+        part=args.part,
+        budget=Budget(args.minutes * 60),
+        rows=args.rows,
+        out=args.out,
+        checkpoint_every_s=args.checkpoint_every,
+    )
     newest = newest_checkpoint(args.out, args.part) if args.resume else None
     if args.part == "mtp" and newest is None:
         trunk = newest_checkpoint(args.out, "trunk")
@@ -80,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             loss = held_out_loss(trainer.net, held, row=args.row, max_rows=24)
             log(f"heldout_answer_nats={loss.nats:.3f} bits_per_byte={loss.bits:.3f}")
             for question in PROBES:
-                log(f"question={question!r} answer={answer_greedily(trainer.net, tokenizer, question, 60)!r}")
+                answer = answer_greedily(trainer.net, tokenizer, question, args.probe_tokens)
+                log(f"question={question!r} answer={answer!r}")
 
     trainer.run(report)
     report()
