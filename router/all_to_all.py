@@ -33,7 +33,7 @@ class AllToAllDispatcher:
         self._expert_of_block = torch.arange(self._num_local, dtype=torch.int32).repeat(placement.num_ranks)
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
-        """Send a copy of each row [T, H] per expert; returns a handle and the rows [R, H] received, sorted by expert."""
+        """Send a copy of each row [T, H] per expert; returns a handle and the rows [R, H] received, by expert."""
         places = self._place[choice.ids]
         counts, source_rows = expert_order(places, len(self._place))
         self.load.add(counts[self._place])

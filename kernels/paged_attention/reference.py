@@ -1,0 +1,41 @@
+"""Attention, one sequence after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from kernels.paged_attention import KVLayer
+
+
+def paged_attention(
+    query: torch.Tensor,
+    kv: KVLayer,
+    block_tables: torch.Tensor,
+    row_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """See `kernels.paged_attention.paged_attention`; the layer is plain."""
+    num_rows, num_heads, head_dim = query.shape
+    heads_per_kv = num_heads // kv.num_kv_heads
+    out = torch.empty(num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    for sequence, context in enumerate(context_lens.tolist()):
+        rows = slice(int(row_starts[sequence]), int(row_starts[sequence + 1]))
+        table = block_tables[sequence, : -(-context // kv.block_size)].long()
+        key, value = (
+            cache[table]
+            .transpose(1, 2)
+            .flatten(0, 1)[:context]
+            .float()
+            .repeat_interleave(num_heads // cache.shape[1], 1)
+            for cache in (kv.key, kv.value)
+        )
+        scores = torch.einsum("tad,nad->atn", query[rows].float(), key) * scale
+        is_hidden = torch.arange(context, device=query.device) > positions[rows, None]
+        weights = scores.masked_fill(is_hidden, float("-inf")).softmax(-1)
+        out[rows] = torch.einsum("atn,nad->tad", weights, value).to(query.dtype)
+    return out.flatten(1)
