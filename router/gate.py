@@ -9,7 +9,6 @@ import torch
 
 from kernels.gate import GateShape, sigmoid_group_topk
 from kernels.linear import PackedWeight, pack_weight
-from kernels.linear import PackedWeight
 from router.dispatch import ExpertChoice
 
 

@@ -27,11 +27,7 @@ def paged_attention(
         rows = slice(int(row_starts[sequence]), int(row_starts[sequence + 1]))
         table = block_tables[sequence, : -(-context // kv.block_size)].long()
         key, value = (
-            cache[table]
-            .transpose(1, 2)
-            .flatten(0, 1)[:context]
-            .float()
-            .repeat_interleave(num_heads // cache.shape[1], 1)
+            cache[table].transpose(1, 2).flatten(0, 1)[:context].float().repeat_interleave(heads_per_kv, 1)
             for cache in (kv.key, kv.value)
         )
         scores = torch.einsum("tad,nad->atn", query[rows].float(), key) * scale
