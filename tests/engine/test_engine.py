@@ -64,6 +64,16 @@ def test_a_step_of_a_group_without_work_here_runs_too() -> None:
     assert [plan.num_rows for plan in plans] == [0]
 
 
+def test_a_lost_block_is_found_when_the_work_is_done() -> None:
+    scheduler = Scheduler(CONFIG, clock=lambda: 0.0)
+    engine = Engine(scheduler, SimulatedRunner(block_size=CONFIG.block_size))
+    scheduler._tables._pool.acquire(1)
+    engine.add(request("r", max_tokens=2))
+    engine.step()
+    with pytest.raises(AssertionError, match="owners counted, owners found"):
+        engine.step()
+
+
 class VerifyingRunner:
     """Yields several tokens for a row of logits, as a verify would."""
 

@@ -22,6 +22,18 @@ def test_when_blocks_run_out_the_last_in_turn_gives_way_and_loses_nothing() -> N
     world.assert_outputs()
 
 
+def test_times_of_a_preempted_sequence_count_from_its_first_start() -> None:
+    world = World(TIGHT)
+    world.add(request("first", length=10, max_tokens=18), request("second", length=9, max_tokens=18, first=3))
+    while world.engine.has_work:
+        world.step()
+        world.clock.now_s += 1.0
+    usage = world.told["second", 0].usage
+    assert usage is not None
+    assert usage.num_preemptions == 1
+    assert (usage.queue_s, usage.prefill_s, usage.decode_s) == (0.0, 0.0, len(world.plans) - 1)
+
+
 @pytest.mark.parametrize(("length", "is_let_in"), [(12, True), (13, False)])
 def test_one_is_let_in_only_if_every_running_one_can_still_grow(length: int, is_let_in: bool) -> None:
     world = World(TIGHT)

@@ -116,6 +116,9 @@ def test_siblings_wait_for_the_first_and_find_its_prompt() -> None:
     world.step()
     assert len(world.plans[-1].sequences) == 1
     assert world.scheduler.stats().num_waiting == 2
+    world.step()
+    world.step()
+    assert len(world.plans[-1].sequences) == 3, "they need not wait for its end"
     world.run()
     assert [usage(world, "r", index).num_cached_tokens for index in range(3)] == [0, 16, 16]
     assert len({world.output("r", index) for index in range(3)}) == 3

@@ -44,10 +44,10 @@ def test_results_of_another_step_are_not_taken() -> None:
         world.engine.commit(plan, StepResult(step_id=plan.step_id + 1, sequences=(SequenceResult(),)))
 
 
-@pytest.mark.parametrize("num_right", [0, 1, 2])
-def test_drafted_rows_that_prove_wrong_are_rolled_back(num_right: int) -> None:
+@pytest.mark.parametrize(("num_right", "max_tokens"), [(0, 8), (1, 8), (2, 8), (2, 5)])
+def test_drafted_rows_that_prove_wrong_are_rolled_back(num_right: int, max_tokens: int) -> None:
     world = World(replace(CONFIG, block_size=16))
-    world.add(request("r", length=6, max_tokens=8))
+    world.add(request("r", length=6, max_tokens=max_tokens))
     world.step()
     known, right = world.output("r"), world.expected("r")
     plan = world.engine.plan()
@@ -61,6 +61,20 @@ def test_drafted_rows_that_prove_wrong_are_rolled_back(num_right: int) -> None:
     world.step()
     assert (world.plans[-1].num_rows, world.plans[-1].sequences[0].start) == (1, 7 + num_right)
     world.run()
+    world.assert_outputs()
+
+
+def test_accepted_tokens_beyond_the_end_are_not_told() -> None:
+    world = World(replace(CONFIG, block_size=16))
+    world.add(request("r", length=6, max_tokens=3))
+    world.step()
+    plan = world.engine.plan()
+    verify = replace(plan.sequences[0], token_ids=(*world.output("r"), 1, 2), num_logit_rows=3)
+    plan = replace(plan, sequences=(verify,), num_rows=3)
+    accepted = SequenceResult(token_ids=(*world.expected("r")[1:], 5))
+    world.hear(world.engine.commit(plan, StepResult(step_id=plan.step_id, sequences=(accepted,))))
+    assert not world.engine.has_work
+    world.scheduler.check()
     world.assert_outputs()
 
 
