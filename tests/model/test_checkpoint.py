@@ -70,13 +70,13 @@ def test_ranks_read_their_own_experts_and_nothing_of_others(tiny: Tiny, num_rank
     everything = sum(tensor.nbytes for tensor in world.tensors.values())
     for rank in range(num_ranks):
         read: list[tuple[int, int]] = []
-        load_model(
-            world.folder,
-            config,
-            target=target(placement, rank),
-            dispatcher=LocalDispatcher(config.num_experts),
-            on_progress=lambda done, total, seen=read: seen.append((done, total)),
-        )
+
+        def on_progress(done: int, total: int, seen: list[tuple[int, int]] = read) -> None:
+            seen.append((done, total))
+
+        local = LocalDispatcher(config.num_experts)
+        place = target(placement, rank)
+        load_model(world.folder, config, target=place, dispatcher=local, on_progress=on_progress)
         absent = config.num_experts - len(placement.local_experts(rank))
         assert read[-1] == (everything - absent * expert_bytes,) * 2
         assert [done for done, _ in read] == sorted(done for done, _ in read)

@@ -80,7 +80,7 @@ def _renamed(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Te
         new = new.replace("key_layernorm", "k_norm").replace("expert_bias", "e_score_correction_bias")
         if "query_key_value" in new:
             sizes = [n * config.head_dim for n in _head_counts(config)]
-            for part, letter in zip(tensor.float().split(sizes), "qkv", strict=True):
+            for part, letter in zip(torch.split(tensor.float(), sizes), "qkv", strict=True):
                 state[new.replace("query_key_value", f"{letter}_proj")] = part
             continue
         state[new] = tensor.float()

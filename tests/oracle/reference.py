@@ -79,7 +79,7 @@ class ReferenceModel:
         config, rows = self.config, len(x)
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv = x @ self.tensors[f"{prefix}.query_key_value.weight"].T
-        q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+        q, k, v = torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
         q = self.rotate(self.norm(q.view(rows, heads, dim), f"{prefix}.query_layernorm"))
         k = self.rotate(self.norm(k.view(rows, kv_heads, dim), f"{prefix}.key_layernorm"))
         v = v.view(rows, kv_heads, dim)
@@ -111,7 +111,7 @@ class ReferenceModel:
         """Radians per position of rotated pair i."""
         rope = self.config.rope
         size, theta, length = rope.rotary_dim, rope.rope_theta, rope.original_max_position_embeddings
-        plain = theta ** (-2 * i / size)
+        plain: float = theta ** (-2 * i / size)
         if rope.rope_type == "default":
             return plain
         low = max(math.floor(size * math.log(length / (2 * math.pi * rope.beta_fast)) / (2 * math.log(theta))), 0)

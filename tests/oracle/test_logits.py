@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.shapes import shape_dict
+from kernels import native
 from tests.oracle.comparison import mean_kl, random_ids, relative_error, top1_agreement
 from tests.oracle.glm4_moe import expert_sets, glm4_moe
 from tests.oracle.reference import ReferenceModel
@@ -48,6 +49,21 @@ def test_fp32_logits_and_experts_agree_with_both_oracles(tiny: Tiny, name: str) 
     assert_agrees_with_both(model, random_ids(NUM_TOKENS, model.config.vocab_size))
 
 
+@pytest.fixture
+def torch_kernels() -> Iterator[None]:
+    """The fallback of machines without a compiler."""
+    native.use("torch")
+    yield
+    native.use("auto")
+
+
+@pytest.mark.usefixtures("torch_kernels")
+@pytest.mark.parametrize("name", ["B", "D", "G"])
+def test_fallback_kernels_agree_with_both_oracles(tiny: Tiny, name: str) -> None:
+    model = tiny(name)
+    assert_agrees_with_both(model, random_ids(NUM_TOKENS, model.config.vocab_size))
+
+
 @st.composite
 def config_dicts(draw: st.DrawFn) -> dict[str, Any]:
     """Small shapes that obey the constraints of model-spec §10."""
@@ -56,7 +72,7 @@ def config_dicts(draw: st.DrawFn) -> dict[str, Any]:
     groups, per_group = draw(st.integers(1, 4)), draw(st.integers(2, 5))
     kept = draw(st.integers(1, groups))
     layers, width = draw(st.integers(1, 3)), draw(st.sampled_from([16, 24, 40]))
-    changes = {
+    changes: dict[str, Any] = {
         "num_key_value_heads": kv_heads,
         "num_attention_heads": heads,
         "head_dim": head_dim,
