@@ -96,8 +96,10 @@ class World:
             self.told[request.request_id, index] = Told()
 
     def step(self) -> list[TokenDelta]:
-        """One step, after which everything must add up."""
-        deltas = self.engine.step()
+        """One step, between whose halves and after which everything must add up."""
+        plan = self.engine.plan()
+        self.scheduler.check()
+        deltas = self.engine.execute(plan)
         self.hear(deltas)
         self.scheduler.check()
         return deltas
