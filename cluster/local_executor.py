@@ -14,7 +14,6 @@ from engine.config import EngineConfig
 from scheduler.request import Request
 
 _STATUS_TIMEOUT_S = 5.0
-_STOP_GRACE_S = 10.0  # a rank ends after its current step; one that waits for a dead peer is ended by force
 
 
 class GroupStartError(Exception):
@@ -27,9 +26,13 @@ class LocalExecutor:
     When a rank is lost the others cannot go on without its experts: they are stopped too and reported lost.
     """
 
-    def __init__(self, config: EngineConfig, num_ranks: int) -> None:
-        """`config` is that of any rank: rank, group size and store are filled in here."""
+    def __init__(self, config: EngineConfig, num_ranks: int, stop_grace_s: float = 10.0) -> None:
+        """`config` is that of any rank: rank, group size and store are filled in here.
+
+        A rank ends after its current step; one that waits for a dead peer is ended by force after `stop_grace_s`.
+        """
         self._config = dataclasses.replace(config, group_size=num_ranks)
+        self._stop_grace_s = stop_grace_s
         self._links: list[RankLink] = []
         self._messages: asyncio.Queue[RankMessage | None] = asyncio.Queue()  # None: stopped
         self._info: GroupInfo | None = None
@@ -79,7 +82,7 @@ class LocalExecutor:
         self._is_stopped = True
         for link in self._links:
             link.stop()
-        give_up_at = time.monotonic() + _STOP_GRACE_S
+        give_up_at = time.monotonic() + self._stop_grace_s
         for link in self._links:
             await asyncio.to_thread(link.join, max(give_up_at - time.monotonic(), 0.0))
         self._messages.put_nowait(None)
