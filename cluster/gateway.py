@@ -31,6 +31,10 @@ from sigmoe.v1 import admin_service_pb2, admin_service_pb2_grpc, inference_servi
 _log = logging.getLogger(__name__)
 
 _OPTIONS = (
+    # gRPC drops calls with a bare CANCELLED when a burst of some thousands is faster than Python accepts them;
+    # admission refuses better, with RESOURCE_EXHAUSTED and a hint.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # Without it a second server on the same port starts happily and gets half of the calls.
     ("grpc.so_reuseport", 0),
     # A prompt of 128k tokens takes about one; the gateway's own, clearer refusal comes before this one's.
@@ -76,6 +80,16 @@ class Gateway:
     def num_active(self) -> int:
         """Calls under way."""
         return self._calls.admission.num_active
+
+    @property
+    def num_open_streams(self) -> int:
+        """Streams that ranks may still feed."""
+        return 0 if self._serving is None else self._serving.switchboard.num_open
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that take requests; none before `serve`."""
+        return () if self._serving is None else self._serving.switchboard.ranks
 
     async def start(self) -> int:
         """Listen and serve at once, for an executor that has started. Returns the port."""

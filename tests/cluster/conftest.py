@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -47,36 +48,36 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@asynccontextmanager
+async def started_world(
+    model_dir: Path, *, max_requests: int = 1000, resume_timeout_s: float = 30.0, **ranks: Any
+) -> AsyncIterator[World]:
+    executor = SimulatedExecutor(**{"eos": (END, ROLE_END), **ranks})
+    async for _ in executor.start():
+        pass
+    config = GatewayConfig(port=0, max_requests=max_requests, resume_timeout_s=resume_timeout_s)
+    gateway = Gateway(config, executor, model_dir)
+    port = await gateway.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    try:
+        yield World(
+            gateway=gateway,
+            executor=executor,
+            port=port,
+            channel=channel,
+            inference=inference_service_pb2_grpc.InferenceServiceStub(channel),
+            admin=admin_service_pb2_grpc.AdminServiceStub(channel),
+        )
+    finally:
+        await channel.close()
+        await gateway.stop(grace_s=0.0)
+        await executor.stop()
+
+
 @pytest.fixture
 def start(model_dir: Path) -> Start:
     """`async with start(num_ranks=2, max_requests=10) as world`."""
-
-    @asynccontextmanager
-    async def started(
-        *, max_requests: int = 1000, resume_timeout_s: float = 30.0, **ranks: Any
-    ) -> AsyncIterator[World]:
-        executor = SimulatedExecutor(**{"eos": (END, ROLE_END), **ranks})
-        async for _ in executor.start():
-            pass
-        config = GatewayConfig(port=0, max_requests=max_requests, resume_timeout_s=resume_timeout_s)
-        gateway = Gateway(config, executor, model_dir)
-        port = await gateway.start()
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        try:
-            yield World(
-                gateway=gateway,
-                executor=executor,
-                port=port,
-                channel=channel,
-                inference=inference_service_pb2_grpc.InferenceServiceStub(channel),
-                admin=admin_service_pb2_grpc.AdminServiceStub(channel),
-            )
-        finally:
-            await channel.close()
-            await gateway.stop(grace_s=0.0)
-            await executor.stop()
-
-    return started
+    return functools.partial(started_world, model_dir)
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ class SimulatedExecutor:
         self.engines: dict[int, Engine] = {}
         self._reports: asyncio.Queue[RankEvents | Exception | None] = asyncio.Queue()
         self._may_step = asyncio.Event()
+        self._steps_left: int | None = None  # until they hold; None: no end
         self._has_work: dict[int, asyncio.Event] = {}
         self._loops: dict[int, asyncio.Task[None]] = {}
 
@@ -89,11 +90,21 @@ class SimulatedExecutor:
             await self._end(rank)
         self._reports.put_nowait(None)
 
-    def hold(self) -> None:
-        self._may_step.clear()
+    def hold(self, *, after_steps: int = 0) -> None:
+        """Let the ranks run so many steps together, and no more until `go`."""
+        self._steps_left = after_steps
+        if after_steps:
+            self._may_step.set()
+        else:
+            self._may_step.clear()
 
     def go(self) -> None:
+        self._steps_left = None
         self._may_step.set()
+
+    @property
+    def is_holding(self) -> bool:
+        return not self._may_step.is_set()
 
     async def kill(self, *ranks: int) -> None:
         for rank in ranks:
@@ -147,9 +158,16 @@ class SimulatedExecutor:
             await self._may_step.wait()
             if engine.has_work:
                 self._report(rank, engine.step())
+                self._count_step()
             else:
                 self._has_work[rank].clear()
             await asyncio.sleep(0)
+
+    def _count_step(self) -> None:
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            if self._steps_left <= 0:
+                self._may_step.clear()
 
     def _report(self, rank: int, deltas: list[TokenDelta]) -> None:
         self._reports.put_nowait(RankEvents(rank=rank, deltas=decode_deltas(encode_deltas(deltas))))
