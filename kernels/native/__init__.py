@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch  # first: the library then shares torch's OpenMP runtime and its one pool of threads
+import torch
 
 _log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parent
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-shared", "-fPIC", "-std=gnu11")
 CHOICES = ("auto", "native", "torch")
 _BUILD_TIMEOUT_S = 300
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -47,10 +47,11 @@ class _State:
 _state = _State()
 
 
-def use(choice: str, *, amx: bool = True) -> None:
+def use(choice: str, *, amx: bool = True, num_threads: int | None = None) -> None:
     """Choose the kernels of this process: "native", "torch", or "auto", native where it can be built.
 
-    `amx=False` does without the CPU's matrix tiles. Raises BuildError for "native" where it cannot be built, and
+    `amx=False` does without the CPU's matrix tiles. `num_threads` (default: torch's number) is how many threads the
+    native kernels use; torch keeps its own. Raises BuildError for "native" where it cannot be built, and
     ValueError for another word.
     """
     if choice not in CHOICES:
@@ -60,6 +61,7 @@ def use(choice: str, *, amx: bool = True) -> None:
     _state.is_decided = True
     if _state.library is not None:
         _state.library.sigmoe_use_amx(int(amx))
+        _state.library.sigmoe_use_threads(num_threads or torch.get_num_threads())
 
 
 def library() -> ctypes.CDLL | None:

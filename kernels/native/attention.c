@@ -20,6 +20,7 @@ typedef struct {
 typedef struct {
     char *query, *keys, *values, *probabilities;
     float *scores, *partial, *sums, *largest, *total, *shrink;
+    char *end;
 } attention_scratch;
 
 static int64_t list_items(const attention_shape *s, const int32_t *row_starts, attention_item *items) {
@@ -168,45 +169,62 @@ static void attend(
     }
 }
 
+typedef struct {
+    attention_shape shape;
+    const attention_item *items;
+    int64_t num_items, scratch_bytes;
+    const char *q, *key, *value;
+    const int32_t *tables, *contexts, *positions;
+    char *out, *scratch;
+} attention_job;
+
 static void *carve(char **from, int64_t bytes) {
     void *piece = *from;
     *from += ceil_div(bytes, 64) * 64;
     return piece;
 }
 
+static attention_scratch scratch_at(const attention_shape *s, char *rest) {
+    const int64_t per = s->heads / s->kv_heads, most = per < MAX_QUERIES ? MAX_QUERIES : per;
+    const int64_t width = ceil_div(s->dim, GROUP) * GROUP;
+    attention_scratch m;
+    m.query = carve(&rest, most * s->dim * 4);
+    m.keys = carve(&rest, 4 * panel_bytes(s->dim, s->dtype));
+    m.values = carve(&rest, width / PANEL * panel_bytes(CHUNK, s->dtype));
+    m.probabilities = carve(&rest, most * CHUNK * 4);
+    m.scores = carve(&rest, most * CHUNK * 4);
+    m.partial = carve(&rest, most * width * 4);
+    m.sums = carve(&rest, most * width * 4);
+    m.largest = carve(&rest, most * 4);
+    m.total = carve(&rest, most * 4);
+    m.shrink = carve(&rest, most * 4);
+    m.end = rest;
+    return m;
+}
+
+static void attention_task(void *context, int64_t task, int thread) {
+    const attention_job *job = context;
+    // The last rows of a prompt see the most positions: taken first, they do not end up as the tail.
+    const attention_item *item = &job->items[job->num_items - 1 - task];
+    attention_scratch m = scratch_at(&job->shape, job->scratch + thread * job->scratch_bytes);
+    const int32_t *table = job->tables + item->sequence * job->shape.table_width;
+    attend(&job->shape, item, job->q, job->key, job->value, table, job->contexts[item->sequence], job->positions, &m, job->out);
+}
+
 EXPORT void sigmoe_paged_attention(
     const attention_shape *shape, const char *q, const char *key, const char *value, const int32_t *tables,
     const int32_t *row_starts, const int32_t *contexts, const int32_t *positions, char *out
 ) {
-    const attention_shape s = *shape;
-    const int64_t num_items = list_items(&s, row_starts, NULL), per = s.heads / s.kv_heads;
-    const int64_t most = per < MAX_QUERIES ? MAX_QUERIES : per, width = ceil_div(s.dim, GROUP) * GROUP;
-    attention_item *items = malloc(sizeof(attention_item) * (size_t)(num_items + 1));
-    list_items(&s, row_starts, items);
+    const int64_t num_items = list_items(shape, row_starts, NULL), scratch_bytes = scratch_at(shape, NULL).end - (char *)NULL;
     int64_t work = 0;
-    for (int64_t b = 0; b < s.sequences; b++) work += (int64_t)contexts[b] * (row_starts[b + 1] - row_starts[b]) * s.heads * s.dim;
-#pragma omp parallel num_threads(threads_for(work, 1 << 15))
-    {
-        const int64_t bytes = 4 * (most * (s.dim + 2 * CHUNK + 2 * width + 3) + 4 * PANEL * (padded_k(s.dim, s.dtype) + width)) + 16 * 64;
-        char *all = aligned_alloc(64, (size_t)(ceil_div(bytes, 64) * 64)), *rest = all;
-        attention_scratch m;
-        m.query = carve(&rest, most * s.dim * 4);
-        m.keys = carve(&rest, 4 * panel_bytes(s.dim, s.dtype));
-        m.values = carve(&rest, width / PANEL * panel_bytes(CHUNK, s.dtype));
-        m.probabilities = carve(&rest, most * CHUNK * 4);
-        m.scores = carve(&rest, most * CHUNK * 4);
-        m.partial = carve(&rest, most * width * 4);
-        m.sums = carve(&rest, most * width * 4);
-        m.largest = carve(&rest, most * 4);
-        m.total = carve(&rest, most * 4);
-        m.shrink = carve(&rest, most * 4);
-        // The last rows of a prompt see the most positions: taken first, they do not end up as the tail.
-#pragma omp for schedule(dynamic)
-        for (int64_t i = num_items - 1; i >= 0; i--) {
-            const attention_item *item = &items[i];
-            attend(&s, item, q, key, value, tables + item->sequence * s.table_width, contexts[item->sequence], positions, &m, out);
-        }
-        free(all);
-    }
+    for (int64_t b = 0; b < shape->sequences; b++)
+        work += (int64_t)contexts[b] * (row_starts[b + 1] - row_starts[b]) * shape->heads * shape->dim;
+    const int threads = pool_threads_for(work, 1 << 15);
+    attention_item *items = malloc(sizeof(attention_item) * (size_t)(num_items + 1));
+    list_items(shape, row_starts, items);
+    char *scratch = aligned_alloc(64, (size_t)(threads * scratch_bytes));
+    attention_job job = {*shape, items, num_items, scratch_bytes, q, key, value, tables, contexts, positions, out, scratch};
+    pool_run(num_items, threads, attention_task, &job);
+    free(scratch);
     free(items);
 }

@@ -5,7 +5,6 @@
 #define SIGMOE_COMMON_H
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,12 +105,5 @@ INLINE __m512 exp16(__m512 x) {
     return _mm512_mask_mov_ps(y, nan, x);
 }
 #endif
-
-// Threads worth using for a piece of work: forking costs more than a small piece.
-INLINE int threads_for(int64_t work, int64_t least_per_thread) {
-    int64_t most = work / least_per_thread;
-    int available = omp_get_max_threads();
-    return most < 1 ? 1 : most < available ? (int)most : available;
-}
 
 #endif

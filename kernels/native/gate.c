@@ -1,5 +1,8 @@
 // Group-limited sigmoid top-k over the gate's logits, fp32 throughout; ties go to the lower id.
 #include "common.h"
+#include "pool.h"
+
+enum { ROWS_PER_ITEM = 16 };
 
 typedef struct {
     int64_t rows, experts, groups, kept_groups, k;
@@ -53,30 +56,44 @@ static int64_t best_expert(const float *biased, const uint8_t *taken, int64_t n)
     return best;
 }
 
-EXPORT void sigmoe_group_topk(const gate_shape *shape, const float *logits, const float *bias, int32_t *ids, float *weights) {
-    const gate_shape s = *shape;
-#pragma omp parallel num_threads(threads_for(s.rows * s.experts * s.k, 1 << 14))
-    {
-        float *scores = malloc(sizeof(float) * (size_t)(2 * s.experts + s.groups)), *biased = scores + s.experts;
-        uint8_t *taken = malloc((size_t)s.experts);
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < s.rows; t++) {
-            sigmoid_row(logits + t * s.experts, s.experts, scores);
-            for (int64_t e = 0; e < s.experts; e++) biased[e] = orderly(scores[e] + bias[e]);
-            limit_groups(biased, &s, biased + s.experts);
-            memset(taken, 0, (size_t)s.experts);
-            float sum = 0.0f;
-            for (int64_t j = 0; j < s.k; j++) {
-                int64_t e = best_expert(biased, taken, s.experts);
-                taken[e] = 1;
-                ids[t * s.k + j] = (int32_t)e;
-                weights[t * s.k + j] = scores[e];
-                sum += scores[e];
-            }
-            const float factor = s.normalise ? s.scale / (sum + 1e-20f) : s.scale;
-            for (int64_t j = 0; j < s.k; j++) weights[t * s.k + j] *= factor;
-        }
-        free(taken);
-        free(scores);
+typedef struct {
+    gate_shape shape;
+    const float *logits, *bias;
+    int32_t *ids;
+    float *weights;
+} gate_job;
+
+static void gate_row(const gate_job *job, int64_t t, float *scores, uint8_t *taken) {
+    const gate_shape *s = &job->shape;
+    float *biased = scores + s->experts, sum = 0.0f;
+    int32_t *ids = job->ids + t * s->k;
+    float *weights = job->weights + t * s->k;
+    sigmoid_row(job->logits + t * s->experts, s->experts, scores);
+    for (int64_t e = 0; e < s->experts; e++) biased[e] = orderly(scores[e] + job->bias[e]);
+    limit_groups(biased, s, biased + s->experts);
+    memset(taken, 0, (size_t)s->experts);
+    for (int64_t j = 0; j < s->k; j++) {
+        int64_t e = best_expert(biased, taken, s->experts);
+        taken[e] = 1;
+        ids[j] = (int32_t)e;
+        weights[j] = scores[e];
+        sum += scores[e];
     }
+    const float factor = s->normalise ? s->scale / (sum + 1e-20f) : s->scale;
+    for (int64_t j = 0; j < s->k; j++) weights[j] *= factor;
+}
+
+static void gate_item(void *context, int64_t item, int thread) {
+    const gate_job *job = context;
+    const int64_t experts = job->shape.experts;
+    (void)thread;
+    float *scores = malloc((size_t)((2 * experts + job->shape.groups) * 4 + experts));
+    uint8_t *taken = (uint8_t *)(scores + 2 * experts + job->shape.groups);
+    for (int64_t t = item * ROWS_PER_ITEM; t < min64(job->shape.rows, (item + 1) * ROWS_PER_ITEM); t++) gate_row(job, t, scores, taken);
+    free(scores);
+}
+
+EXPORT void sigmoe_group_topk(const gate_shape *shape, const float *logits, const float *bias, int32_t *ids, float *weights) {
+    gate_job job = {*shape, logits, bias, ids, weights};
+    pool_run(ceil_div(shape->rows, ROWS_PER_ITEM), pool_threads_for(shape->rows * shape->experts * shape->k, 1 << 14), gate_item, &job);
 }

@@ -8,6 +8,7 @@
 #define SIGMOE_GEMM_H
 
 #include "common.h"
+#include "pool.h"
 
 enum { PANEL = 16, GROUP = 64, MAX_ROWS = 6, TILE_ROWS_FROM = 12 };
 
@@ -246,25 +247,36 @@ static inline void *pad_rows(const void *x, int64_t rows, int64_t k, int dtype, 
     return padded;
 }
 
-// Pack outputs [0, n) of weight [n, k] into panels from output `first` on; `every` panels lie between two of them.
-static inline void pack_panels(const void *weight, int64_t n, int64_t k, int dtype, char *packed, int64_t every, int64_t offset) {
-    const int64_t num_panels = ceil_div(n, PANEL), bytes = panel_bytes(k, dtype);
-#pragma omp parallel for schedule(static) num_threads(threads_for(n * k, 1 << 16))
-    for (int64_t p = 0; p < num_panels; p++) {
-        char *panel = packed + (p * every + offset) * bytes;
-        memset(panel, 0, (size_t)bytes);
-        for (int64_t i = 0; i < PANEL && p * PANEL + i < n; i++) {
-            if (dtype == BF16) {
-                const bf16 *row = (const bf16 *)weight + (p * PANEL + i) * k;
-                bf16 *to = (bf16 *)panel + 2 * i;
-                for (int64_t c = 0; c < k; c++) to[(c / 2) * 32 + (c & 1)] = row[c];
-            } else {
-                const float *row = (const float *)weight + (p * PANEL + i) * k;
-                float *to = (float *)panel + i;
-                for (int64_t c = 0; c < k; c++) to[c * PANEL] = row[c];
-            }
+typedef struct {
+    const void *weight;
+    int64_t n, k, every, offset;
+    int dtype;
+    char *packed;
+} pack_job;
+
+static inline void pack_panel(void *context, int64_t p, int thread) {
+    const pack_job *job = context;
+    const int64_t k = job->k, bytes = panel_bytes(k, job->dtype);
+    char *panel = job->packed + (p * job->every + job->offset) * bytes;
+    (void)thread;
+    memset(panel, 0, (size_t)bytes);
+    for (int64_t i = 0; i < PANEL && p * PANEL + i < job->n; i++) {
+        if (job->dtype == BF16) {
+            const bf16 *row = (const bf16 *)job->weight + (p * PANEL + i) * k;
+            bf16 *to = (bf16 *)panel + 2 * i;
+            for (int64_t c = 0; c < k; c++) to[(c / 2) * 32 + (c & 1)] = row[c];
+        } else {
+            const float *row = (const float *)job->weight + (p * PANEL + i) * k;
+            float *to = (float *)panel + i;
+            for (int64_t c = 0; c < k; c++) to[c * PANEL] = row[c];
         }
     }
+}
+
+// Pack the outputs of weight [n, k] into every `every`th panel, from panel `offset` on.
+static inline void pack_panels(const void *weight, int64_t n, int64_t k, int dtype, char *packed, int64_t every, int64_t offset) {
+    pack_job job = {weight, n, k, every, offset, dtype, packed};
+    pool_run(ceil_div(n, PANEL), pool_threads_for(n * k, 1 << 16), pack_panel, &job);
 }
 
 #endif

@@ -49,40 +49,41 @@ static int64_t list_runs(const int32_t *counts, int64_t experts, run *runs) {
     return n;
 }
 
-// rows [R, hidden] sorted by expert, counts [experts] -> out [R, hidden]; inner is scratch [R, inner, rounded up to 2].
+typedef struct {
+    const run *runs;
+    tile_job tile;
+    int64_t groups;  // of one expert
+    const epilogue *end;
+} grouped_job;
+
+static void grouped_item(void *context, int64_t item, int thread) {
+    const grouped_job *job = context;
+    const run *at = &job->runs[item / job->groups];
+    const int64_t g = item % job->groups;
+    tile_job tile = job->tile;
+    (void)thread;
+    tile.weights += (at->expert * job->groups + g) * (GROUP / PANEL) * panel_bytes(tile.k, tile.dtype);
+    block_times_group(&tile, at->row, at->rows, g * GROUP, job->end);
+}
+
+// rows [R, hidden] sorted by expert, counts [experts] -> out [R, hidden]; scratch [R, inner rounded up to 2].
 EXPORT void sigmoe_grouped_swiglu(
     const void *rows, const int32_t *counts, int64_t experts, int64_t hidden, int64_t inner,
     const char *gate_up, const char *down, int dtype, void *scratch, void *out, int64_t num_rows
 ) {
     run *runs = malloc(sizeof(run) * (size_t)(num_rows + 1));
-    int64_t num_runs = list_runs(counts, experts, runs), stride;
+    int64_t num_runs = list_runs(counts, experts, runs), stride, inner_stride = inner + (inner & 1);
     void *to_free;
     const void *x = pad_rows(rows, num_rows, hidden, dtype, &stride, &to_free);
-    const int64_t inner_stride = inner + (inner & 1);
-    const int64_t up_groups = ceil_div(inner, PAIRS), down_groups = ceil_div(hidden, GROUP);
-    const int64_t up_bytes = (GROUP / PANEL) * panel_bytes(hidden, dtype), down_bytes = (GROUP / PANEL) * panel_bytes(inner, dtype);
     const epilogue product = {.store = store_product, .out = scratch, .out_stride = inner_stride, .num_out = inner, .dtype = dtype};
     const epilogue plain = {.store = store_plain, .out = out, .out_stride = hidden, .num_out = hidden, .dtype = dtype};
-    const int64_t work = num_runs * hidden * inner * 3 + num_rows * hidden * inner / 4;
-#pragma omp parallel num_threads(threads_for(work, 1 << 15))
-    {
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < num_runs * up_groups; item++) {
-            const run *at = &runs[item / up_groups];
-            int64_t g = item % up_groups;
-            const char *weights = gate_up + (at->expert * up_groups + g) * up_bytes;
-            tile_job job = {.x = x, .stride = stride, .weights = weights, .k = hidden, .dtype = dtype};
-            block_times_group(&job, at->row, at->rows, g * GROUP, &product);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < num_runs * down_groups; item++) {
-            const run *at = &runs[item / down_groups];
-            int64_t g = item % down_groups;
-            const char *weights = down + (at->expert * down_groups + g) * down_bytes;
-            tile_job job = {.x = scratch, .stride = inner_stride, .weights = weights, .k = inner, .dtype = dtype};
-            block_times_group(&job, at->row, at->rows, g * GROUP, &plain);
-        }
-    }
+    const tile_job up_tile = {.x = x, .stride = stride, .weights = gate_up, .k = hidden, .dtype = dtype};
+    const tile_job down_tile = {.x = scratch, .stride = inner_stride, .weights = down, .k = inner, .dtype = dtype};
+    grouped_job up_job = {.runs = runs, .tile = up_tile, .groups = ceil_div(inner, PAIRS), .end = &product};
+    grouped_job down_job = {.runs = runs, .tile = down_tile, .groups = ceil_div(hidden, GROUP), .end = &plain};
+    const int threads = pool_threads_for(num_runs * hidden * inner * 3 + num_rows * hidden * inner / 4, 1 << 15);
+    pool_run(num_runs * up_job.groups, threads, grouped_item, &up_job);
+    pool_run(num_runs * down_job.groups, threads, grouped_item, &down_job);
     free(to_free);
     free(runs);
 }

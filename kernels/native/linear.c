@@ -37,21 +37,33 @@ EXPORT void sigmoe_pack(const void *weight, int64_t n, int64_t k, int dtype, cha
     pack_panels(weight, n, k, dtype, packed, 1, 0);
 }
 
+enum { ROW_BLOCK = 192 };  // rows that stay in L2 beside a group of weights
+
+typedef struct {
+    tile_job tile;
+    int64_t rows, groups;
+    const epilogue *end;
+} linear_job;
+
+static void linear_item(void *context, int64_t item, int thread) {
+    const linear_job *job = context;
+    const int64_t g = item % job->groups, row = (item / job->groups) * ROW_BLOCK;
+    tile_job tile = job->tile;
+    (void)thread;
+    tile.weights += g * (GROUP / PANEL) * panel_bytes(tile.k, tile.dtype);
+    block_times_group(&tile, row, min64(ROW_BLOCK, job->rows - row), g * GROUP, job->end);
+}
+
 // x [rows, k], packed weights of n outputs -> out [rows, n] of out_dtype.
 EXPORT void sigmoe_linear(
     const void *x, int64_t rows, const char *packed, int64_t n, int64_t k, int dtype, void *out, int out_dtype
 ) {
-    enum { ROW_BLOCK = 192 };  // rows that stay in L2 beside a group of weights
-    int64_t stride, groups = ceil_div(n, GROUP), blocks = ceil_div(rows, ROW_BLOCK);
+    int64_t stride;
     void *to_free;
     const void *base = pad_rows(x, rows, k, dtype, &stride, &to_free);
     const epilogue end = {.store = store_plain, .out = out, .out_stride = n, .num_out = n, .dtype = out_dtype};
-    const int64_t group_bytes = (GROUP / PANEL) * panel_bytes(k, dtype);
-#pragma omp parallel for schedule(dynamic) num_threads(threads_for(n * k * ceil_div(rows, 8), 1 << 15))
-    for (int64_t item = 0; item < groups * blocks; item++) {
-        int64_t g = item % groups, row = (item / groups) * ROW_BLOCK;
-        tile_job job = {.x = base, .stride = stride, .weights = packed + g * group_bytes, .k = k, .dtype = dtype};
-        block_times_group(&job, row, min64(ROW_BLOCK, rows - row), g * GROUP, &end);
-    }
+    const tile_job tile = {.x = base, .stride = stride, .weights = packed, .k = k, .dtype = dtype};
+    linear_job job = {.tile = tile, .rows = rows, .groups = ceil_div(n, GROUP), .end = &end};
+    pool_run(job.groups * ceil_div(rows, ROW_BLOCK), pool_threads_for(n * k * ceil_div(rows, 8), 1 << 15), linear_item, &job);
     free(to_free);
 }

@@ -1,18 +1,34 @@
 // RMSNorm, alone or after adding into the residual stream. One row is one fixed chain of sixteen-lane sums.
+#include "pool.h"
 #include "rows.h"
 
-EXPORT void sigmoe_rms_norm(
-    void *residual, const void *x, const void *weight, float eps, int64_t rows, int64_t width, int dtype, void *out
-) {
-    const int64_t bytes = width * element_size(dtype);
-#pragma omp parallel for schedule(static) num_threads(threads_for(rows * width, 1 << 16))
-    for (int64_t r = 0; r < rows; r++) {
-        const void *from = (const char *)x + r * bytes;
-        if (residual != NULL) {
-            void *stream = (char *)residual + r * bytes;
-            add_row(stream, from, width, dtype);
-            from = stream;
+enum { ROWS_PER_ITEM = 8 };
+
+typedef struct {
+    char *residual, *out;
+    const char *x, *weight;
+    float eps;
+    int64_t rows, width;
+    int dtype;
+} norm_job;
+
+static void norm_item(void *context, int64_t item, int thread) {
+    const norm_job *job = context;
+    const int64_t bytes = job->width * element_size(job->dtype);
+    (void)thread;
+    for (int64_t r = item * ROWS_PER_ITEM; r < min64(job->rows, (item + 1) * ROWS_PER_ITEM); r++) {
+        const char *from = job->x + r * bytes;
+        if (job->residual != NULL) {
+            add_row(job->residual + r * bytes, from, job->width, job->dtype);
+            from = job->residual + r * bytes;
         }
-        norm_row(from, weight, eps, width, dtype, (char *)out + r * bytes);
+        norm_row(from, job->weight, job->eps, job->width, job->dtype, job->out + r * bytes);
     }
+}
+
+EXPORT void sigmoe_rms_norm(
+    char *residual, const char *x, const char *weight, float eps, int64_t rows, int64_t width, int dtype, char *out
+) {
+    norm_job job = {residual, out, x, weight, eps, rows, width, dtype};
+    pool_run(ceil_div(rows, ROWS_PER_ITEM), pool_threads_for(rows * width, 1 << 16), norm_item, &job);
 }

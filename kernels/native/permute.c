@@ -1,5 +1,8 @@
 // Rows to expert order and back.
+#include "pool.h"
 #include "rows.h"
+
+enum { ROWS_PER_ITEM = 16 };
 
 // ids [rows, k] -> counts [experts], places [rows, k]: where each copy lies when sorted by expert, stable.
 EXPORT void sigmoe_expert_order(const int32_t *ids, int64_t copies, int64_t experts, int32_t *counts, int32_t *places) {
@@ -15,35 +18,61 @@ EXPORT void sigmoe_expert_order(const int32_t *ids, int64_t copies, int64_t expe
     free(next);
 }
 
+typedef struct {
+    const char *from;
+    const int32_t *places;
+    const float *weights;
+    int64_t rows, k, width;
+    int dtype;
+    char *out;
+} permute_job;
+
+static void gather_item(void *context, int64_t item, int thread) {
+    const permute_job *job = context;
+    const int64_t bytes = job->width;
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < min64(job->rows, (item + 1) * ROWS_PER_ITEM); t++)
+        for (int64_t j = 0; j < job->k; j++)
+            memcpy(job->out + job->places[t * job->k + j] * bytes, job->from + t * bytes, (size_t)bytes);
+}
+
 // out[places[t, k]] = hidden[t]
 EXPORT void sigmoe_gather_rows(const char *hidden, const int32_t *places, int64_t rows, int64_t k, int64_t row_bytes, char *out) {
-#pragma omp parallel for schedule(static) num_threads(threads_for(rows * k * row_bytes, 1 << 18))
-    for (int64_t t = 0; t < rows; t++)
-        for (int64_t j = 0; j < k; j++) memcpy(out + places[t * k + j] * row_bytes, hidden + t * row_bytes, (size_t)row_bytes);
+    permute_job job = {.from = hidden, .places = places, .rows = rows, .k = k, .width = row_bytes, .out = out};
+    pool_run(ceil_div(rows, ROWS_PER_ITEM), pool_threads_for(rows * k * row_bytes, 1 << 18), gather_item, &job);
+}
+
+static void combine_row(const permute_job *job, int64_t t) {
+    const int64_t bytes = job->width * element_size(job->dtype);
+    const int32_t *place = job->places + t * job->k;
+    const float *weight = job->weights + t * job->k;
+    char *out = job->out + t * bytes;
+    int64_t i = 0;
+#ifdef HAS_AVX512
+    for (; i + 16 <= job->width; i += 16) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < job->k; j++)
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(weight[j]), load16(job->from + place[j] * bytes, i, job->dtype), sum);
+        store16(out, i, sum, job->dtype, 16);
+    }
+#endif
+    for (; i < job->width; i++) {
+        float sum = 0.0f;
+        for (int64_t j = 0; j < job->k; j++) sum = fmaf(weight[j], load_as_float(job->from + place[j] * bytes, i, job->dtype), sum);
+        store_float(out, i, sum, job->dtype);
+    }
+}
+
+static void combine_item(void *context, int64_t item, int thread) {
+    const permute_job *job = context;
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < min64(job->rows, (item + 1) * ROWS_PER_ITEM); t++) combine_row(job, t);
 }
 
 // out[t] = sum over k of weights[t, k] * rows[places[t, k]], in fp32, in the order of k, rounded once.
 EXPORT void sigmoe_combine_rows(
     const char *rows, const int32_t *places, const float *weights, int64_t num_rows, int64_t k, int64_t width, int dtype, char *out
 ) {
-    const int64_t bytes = width * element_size(dtype);
-#pragma omp parallel for schedule(static) num_threads(threads_for(num_rows * k * width, 1 << 16))
-    for (int64_t t = 0; t < num_rows; t++) {
-        const int32_t *place = places + t * k;
-        const float *weight = weights + t * k;
-        int64_t i = 0;
-#ifdef HAS_AVX512
-        for (; i + 16 <= width; i += 16) {
-            __m512 sum = _mm512_setzero_ps();
-            for (int64_t j = 0; j < k; j++)
-                sum = _mm512_fmadd_ps(_mm512_set1_ps(weight[j]), load16(rows + place[j] * bytes, i, dtype), sum);
-            store16(out + t * bytes, i, sum, dtype, 16);
-        }
-#endif
-        for (; i < width; i++) {
-            float sum = 0.0f;
-            for (int64_t j = 0; j < k; j++) sum = fmaf(weight[j], load_as_float(rows + place[j] * bytes, i, dtype), sum);
-            store_float(out + t * bytes, i, sum, dtype);
-        }
-    }
+    permute_job job = {rows, places, weights, num_rows, k, width, dtype, out};
+    pool_run(ceil_div(num_rows, ROWS_PER_ITEM), pool_threads_for(num_rows * k * width, 1 << 16), combine_item, &job);
 }

@@ -2,9 +2,10 @@
 //
 // Keys lie transposed in their block, fp32 [D][block], bf16 [D / 2][block][2], so that sixteen positions are one
 // vector; values lie as they come, [block][D].
+#include "pool.h"
 #include "rows.h"
 
-enum { MAX_HEAD_DIM = 512 };
+enum { MAX_HEAD_DIM = 512, ROWS_PER_ITEM = 8 };
 
 INLINE void rotate(void *head, const float *cos_sin, int64_t rotary, int dtype) {
     const int64_t half = rotary / 2;
@@ -31,30 +32,46 @@ typedef struct {
     int dtype;
 } rope_shape;
 
-EXPORT void sigmoe_qk_norm_rope_kv(
-    const rope_shape *shape, const void *qkv, const void *q_weight, const void *k_weight, const float *cos_sin,
-    const int32_t *positions, const int32_t *slots, void *key, void *value, void *q
-) {
-    const rope_shape s = *shape;
-    const int64_t size = element_size(s.dtype), row_bytes = (s.heads + 2 * s.kv_heads) * s.dim * size;
-    const int64_t head_bytes = s.dim * size, block_bytes = s.block_size * head_bytes;
-#pragma omp parallel for schedule(static) num_threads(threads_for(s.rows * (s.heads + s.kv_heads) * s.dim, 1 << 14))
-    for (int64_t t = 0; t < s.rows; t++) {
-        const char *row = (const char *)qkv + t * row_bytes;
-        const float *angles = cos_sin + positions[t] * s.rotary;
-        for (int64_t h = 0; h < s.heads; h++) {
-            void *out = (char *)q + (t * s.heads + h) * head_bytes;
-            norm_row(row + h * head_bytes, q_weight, s.eps, s.dim, s.dtype, out);
-            rotate(out, angles, s.rotary, s.dtype);
-        }
-        const int64_t block = slots[t] / s.block_size, offset = slots[t] % s.block_size;
-        for (int64_t g = 0; g < s.kv_heads; g++) {
-            char head[MAX_HEAD_DIM * 4];
-            const int64_t at = (block * s.kv_heads + g) * block_bytes;
-            norm_row(row + (s.heads + g) * head_bytes, k_weight, s.eps, s.dim, s.dtype, head);
-            rotate(head, angles, s.rotary, s.dtype);
-            write_key(head, (char *)key + at, s.dim, s.block_size, offset, s.dtype);
-            memcpy((char *)value + at + offset * head_bytes, row + (s.heads + s.kv_heads + g) * head_bytes, (size_t)head_bytes);
-        }
+typedef struct {
+    rope_shape shape;
+    const char *qkv, *q_weight, *k_weight;
+    const float *cos_sin;
+    const int32_t *positions, *slots;
+    char *key, *value, *q;
+} rope_job;
+
+static void rope_row(const rope_job *job, int64_t t) {
+    const rope_shape *s = &job->shape;
+    const int64_t head_bytes = s->dim * element_size(s->dtype), block_bytes = s->block_size * head_bytes;
+    const char *row = job->qkv + t * (s->heads + 2 * s->kv_heads) * head_bytes;
+    const float *angles = job->cos_sin + job->positions[t] * s->rotary;
+    for (int64_t h = 0; h < s->heads; h++) {
+        char *out = job->q + (t * s->heads + h) * head_bytes;
+        norm_row(row + h * head_bytes, job->q_weight, s->eps, s->dim, s->dtype, out);
+        rotate(out, angles, s->rotary, s->dtype);
     }
+    const int64_t block = job->slots[t] / s->block_size, offset = job->slots[t] % s->block_size;
+    for (int64_t g = 0; g < s->kv_heads; g++) {
+        char head[MAX_HEAD_DIM * 4];
+        const int64_t at = (block * s->kv_heads + g) * block_bytes;
+        norm_row(row + (s->heads + g) * head_bytes, job->k_weight, s->eps, s->dim, s->dtype, head);
+        rotate(head, angles, s->rotary, s->dtype);
+        write_key(head, job->key + at, s->dim, s->block_size, offset, s->dtype);
+        memcpy(job->value + at + offset * head_bytes, row + (s->heads + s->kv_heads + g) * head_bytes, (size_t)head_bytes);
+    }
+}
+
+static void rope_item(void *context, int64_t item, int thread) {
+    const rope_job *job = context;
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < min64(job->shape.rows, (item + 1) * ROWS_PER_ITEM); t++) rope_row(job, t);
+}
+
+EXPORT void sigmoe_qk_norm_rope_kv(
+    const rope_shape *shape, const char *qkv, const char *q_weight, const char *k_weight, const float *cos_sin,
+    const int32_t *positions, const int32_t *slots, char *key, char *value, char *q
+) {
+    rope_job job = {*shape, qkv, q_weight, k_weight, cos_sin, positions, slots, key, value, q};
+    const int64_t work = shape->rows * (shape->heads + shape->kv_heads) * shape->dim;
+    pool_run(ceil_div(shape->rows, ROWS_PER_ITEM), pool_threads_for(work, 1 << 14), rope_item, &job);
 }
