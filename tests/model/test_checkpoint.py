@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from benchmarks.random_checkpoint import save_tensors, write_checkpoint
 from benchmarks.shapes import shape_dict
 from model.bailing import BailingModel
-from model.checkpoint import Target, WeightReader, load_model
+from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.moe import MoeLayer
 from model.safetensors_files import SafetensorsFiles
 from router.local import LocalDispatcher
 from router.placement import Placement
@@ -95,15 +96,14 @@ def test_bf16_files_load_as_fp32_and_fp32_files_as_bf16(tiny: Tiny, tmp_path: Pa
     assert tiny("B").load(torch.bfloat16).embedding.dtype is torch.bfloat16
 
 
-def test_expert_bias_and_router_stay_fp32(tiny: Tiny) -> None:
+def test_expert_bias_and_router_stay_fp32_in_a_bf16_model(tiny: Tiny) -> None:
     world = tiny("A")
-    place = target(Placement.even(8, 1), dtype=torch.bfloat16)
-    name = "model.layers.1.mlp.gate.expert_bias"
-    with SafetensorsFiles(world.folder) as files:
-        bias = WeightReader(files, world.config, place).fp32(name)
-    assert bias.dtype is torch.float32
-    assert torch.equal(bias, world.tensors[name])
+    ffn = world.load(torch.bfloat16).layers[1].ffn
+    assert isinstance(ffn, MoeLayer)
+    bias = world.tensors["model.layers.1.mlp.gate.expert_bias"]
+    assert torch.equal(ffn.gate.bias, bias)
     assert not torch.equal(bias, bias.bfloat16().float()), "a bias that bf16 holds exactly proves nothing"
+    assert ffn.gate.weight.dtype is torch.float32
 
 
 def test_missing_tensor_is_named(broken: Break) -> None:
