@@ -25,6 +25,12 @@ def write_checkpoint_folder(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     fields = SHAPES["B"] | {"vocab_size": VOCAB_SIZE, "eos_token_id": END} | changes
     (folder / "config.json").write_text(json.dumps(fields))
+    write_tokenizer_files(folder)
+    return folder
+
+
+def write_tokenizer_files(folder: Path) -> None:
+    """What a checkpoint has besides config.json and weights."""
     train_tokenizer().save(str(folder / "tokenizer.json"))
     added = {str(i): {"content": content, "special": True} for i, content in enumerate(SPECIAL)}
     (folder / "tokenizer_config.json").write_text(
@@ -33,7 +39,6 @@ def write_checkpoint_folder(folder: Path, **changes: Any) -> Path:
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [END, ROLE_END], "temperature": 0.5, "top_p": 0.75, "top_k": 7})
     )
-    return folder
 
 
 def train_tokenizer() -> Tokenizer:
