@@ -54,12 +54,18 @@ def trunk_loss(net: Net, rows: Rows, *, answers_only: bool) -> torch.Tensor:
 
 
 def mtp_loss(net: Net, rows: Rows) -> torch.Tensor:
-    """Loss of the MTP layer on the token after next, within answers; no gradient reaches the trunk."""
+    """Loss of the MTP layer on what the trunk itself would say next but one, within answers.
+
+    The trunk's best token is the label, not the text's: a draft is accepted when the trunk agrees. The trunk is frozen.
+    """
     mask = additive(causal_mask(rows.segments), net.dtype)
     with torch.no_grad():
         hidden = net.hidden(rows.inputs, mask)
+        is_wanted = rows.is_answer[:, 1:]
+        labels = rows.targets[:, 1:].clone()
+        labels[is_wanted] = net.logits(hidden[:, 1:][is_wanted]).argmax(-1)
     drafted = net.draft_hidden(rows.inputs, hidden, mask)
-    return next_token_loss(drafted[:, :-1], net.head, rows.targets[:, 1:], rows.is_answer[:, 1:])
+    return next_token_loss(drafted[:, :-1], net.head, labels, is_wanted)
 
 
 class Trainer:
