@@ -19,7 +19,7 @@ class DenseFfn:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden [T, H] -> [T, H]."""
-        counts = torch.full((1,), len(hidden), dtype=torch.int32)
+        counts = torch.full((1,), hidden.shape[0], dtype=torch.int32, device=hidden.device)
         return self.shard(hidden, counts)
 
 

@@ -25,7 +25,7 @@ class DispatchHandle:
     source_rows: torch.Tensor  # [T, K] int32: where in the returned rows the answer for (t, k) will lie
     send_splits: tuple[int, ...] = ()  # rows per destination rank; empty without a group
     recv_splits: tuple[int, ...] = ()  # rows per source rank
-    arrival_order: torch.Tensor | None = None  # [R] int32: expert-sorted row -> row as it arrived
+    sorted_rows: torch.Tensor | None = None  # [R, 1] int32: row as it arrived -> its place sorted by expert
 
 
 class Dispatcher(Protocol):

@@ -8,8 +8,8 @@ import torch
 class LoadStats:
     """Running totals over all MoE layers and steps."""
 
-    def __init__(self, num_experts: int) -> None:
-        self._rows = torch.zeros(num_experts, dtype=torch.int64)
+    def __init__(self, num_experts: int, device: torch.device | None = None) -> None:
+        self._rows = torch.zeros(num_experts, dtype=torch.int64, device=device)
 
     def add(self, counts: torch.Tensor) -> None:
         """Add rows per logical expert, [E] of any integer dtype."""

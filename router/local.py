@@ -12,8 +12,8 @@ from router.load_stats import LoadStats
 class LocalDispatcher:
     """Rows are sorted by expert and put back; nothing leaves the process."""
 
-    def __init__(self, num_experts: int) -> None:
-        self.load = LoadStats(num_experts)
+    def __init__(self, num_experts: int, device: torch.device | None = None) -> None:
+        self.load = LoadStats(num_experts, device)
         self._num_experts = num_experts
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
