@@ -76,8 +76,12 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
 def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     """Load the model, size the KV cache by what is left, put scheduler and runner together, warm up."""
     report = on_progress or (lambda stage, done, total: None)
-    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // config.group_size))
-    kernels.native.use(config.kernels.value, amx=config.use_amx)
+    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // config.group_size)
+    torch.set_num_threads(num_threads)
+    kernels.native.use(config.kernels.value, amx=config.use_amx, num_threads=num_threads)
+    if kernels.native.library() is not None:
+        # torch's own few operations are small then, and its threads wait for one another: see docs/decisions.md.
+        torch.set_num_threads(1)
     model_config = ModelConfig.from_dir(config.model_dir)
     dtype, device = _DTYPES[config.precision], _device(config.device)
     placement = Placement.even(model_config.num_experts, config.group_size)
