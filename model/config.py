@@ -148,6 +148,8 @@ class ModelConfig(BaseModel):
             self.rope.rotary_dim / self.head_dim,
             "at most 1",
         )
+        for token_id in self.eos_token_ids:
+            _demand(token_id < self.vocab_size, "eos_token_id", token_id, f"an id below vocab_size = {self.vocab_size}")
         return self
 
     @property
@@ -188,7 +190,8 @@ def _neighbouring_eos(folder: Path) -> tuple[int, ...]:
         ids.update(_as_ids(read_object(folder / "generation_config.json").get("eos_token_id")))
     if (folder / "tokenizer_config.json").exists():
         added = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        ids.update(int(i) for i, token in added.items() if token.get("content") in CHAT_END_TOKENS)
+        named = {i: token.get("content") for i, token in added.items() if isinstance(token, dict) and i.isdigit()}
+        ids.update(int(i) for i, content in named.items() if content in CHAT_END_TOKENS)
     return tuple(ids)
 
 
@@ -210,6 +213,8 @@ def _rope_fields(raw: dict[str, Any]) -> dict[str, Any]:
     if None not in (rotary_dim, from_factor) and rotary_dim != from_factor:
         _fail("rotary_dim", f"{rotary_dim} contradicts partial_rotary_factor {partial} ({from_factor} dimensions)")
     given["rotary_dim"] = rotary_dim if from_factor is None else from_factor
+    if given["rope_type"] == "yarn" and given.get("factor") is None:
+        _fail("rope_scaling.factor", "missing; YaRN needs it")
     return given
 
 

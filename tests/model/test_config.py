@@ -115,6 +115,7 @@ def test_field_without_a_safe_default_is_required(name: str) -> None:
         ("rotary_dim", 8),
         ("hidden_size", 0),
         ("eos_token_id", "2"),
+        ("eos_token_id", 512),
     ],
 )
 def test_unsupported_value_is_refused_by_field_and_value(field: str, value: Any) -> None:
@@ -129,6 +130,7 @@ def test_unsupported_value_is_refused_by_field_and_value(field: str, value: Any)
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
         ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "long_factor": [1]}}, "rope_scaling.long_factor"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         (
