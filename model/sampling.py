@@ -16,7 +16,7 @@ import torch
 from model.logprobs import TokenScore, score_tokens
 from model.penalties import LogitEdits, edit_logits
 from model.random_numbers import uniforms
-from model.token_ranking import rank_tokens
+from model.token_ranking import best_tokens, rank_tokens
 
 # The tokens ranked at first where top-p alone limits a row; a row that needs more is sorted whole.
 _FIRST_RANKS = 256
@@ -70,8 +70,7 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     if not rows:
         return Sampled(token_ids=[], scores={}, errors={})
     edited, errors = edit_logits(logits, [row.edits for row in rows])
-    best, best_ids = edited.max(dim=-1)
-    token_ids: list[int] = best_ids.tolist()
+    token_ids, best = best_tokens(edited)
     errors = _not_finite(best) | errors
     if all(row.is_plain for row in rows):
         return Sampled(token_ids=token_ids, scores={}, errors=errors)
@@ -84,12 +83,11 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     return Sampled(token_ids=token_ids, scores=_scores(logits, rows, token_ids, errors), errors=errors)
 
 
-def _not_finite(best: torch.Tensor) -> dict[int, str]:
+def _not_finite(best: list[float]) -> dict[int, str]:
     """The rows whose highest logit is NaN or infinite; a lone -inf is merely an impossible token."""
-    if bool(torch.isfinite(best).all()):
-        return {}
-    values = enumerate(best.tolist())
-    return {r: f"no finite logits (the highest is {value})" for r, value in values if not math.isfinite(value)}
+    return {
+        row: f"no finite logits (the highest is {value})" for row, value in enumerate(best) if not math.isfinite(value)
+    }
 
 
 def _scores(
