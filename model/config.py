@@ -197,7 +197,11 @@ def _neighbouring_eos(folder: Path) -> tuple[int, ...]:
 
 def _rope_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Both spellings in one: `rope_theta` + `rope_scaling`, and the `rope_parameters` of transformers 5."""
-    given = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    given = raw.get(name) or {}
+    if not isinstance(given, dict):
+        _fail(name, f"{given!r} is not allowed: an object or null is")
+    given = dict(given)
     kind = given.pop("type", None)
     given.setdefault("rope_type", kind or "default")
     if "rope_theta" not in given:

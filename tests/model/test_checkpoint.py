@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from benchmarks.random_checkpoint import save_tensors, write_checkpoint
@@ -18,7 +21,8 @@ from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.moe import MoeLayer
-from model.safetensors_files import SafetensorsFiles
+from model.safetensors_files import SafetensorsFiles, read_header
+from model.tensor_check import check_tensors
 from router.local import LocalDispatcher
 from router.placement import Placement
 from tests.oracle.comparison import random_ids
@@ -277,3 +281,16 @@ def test_placement_of_another_model_is_refused(tiny: Tiny) -> None:
     world = tiny("A")
     with pytest.raises(ValueError, match="placement of 4 experts, the model has 8"):
         load_model(world.folder, world.config, target=target(Placement.even(4, 1)), dispatcher=LocalDispatcher(8))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_to_the_header_is_told_or_harmless(tiny: Tiny, tmp_path: Path, data: st.DataObject) -> None:
+    raw = bytearray((tiny("A").folder / "model.safetensors").read_bytes())
+    length = 8 + int.from_bytes(raw[:8], "little")
+    for position in data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=3)):
+        raw[position] = data.draw(st.integers(0, 255))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(raw)
+    with contextlib.suppress(CheckpointError):
+        check_tensors(read_header(file), tiny("A").config)

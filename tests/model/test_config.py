@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.shapes import SHAPES, shape_dict
 from model.config import ModelConfig
@@ -168,3 +171,29 @@ def test_broken_config_file_is_named(tmp_path: Path, text: str, message: str) ->
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.config\.json"):
         ModelConfig.from_dir(tmp_path / "nowhere")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [*SHAPES["D"], "rotary_dim", "rope_parameters", "quantization_config", "num_nextn_predict_layers", "dtype"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(field=st.sampled_from(FIELDS), value=JSON_VALUES)
+def test_any_json_value_is_read_or_refused_never_a_traceback(field: str, value: Any) -> None:
+    try:
+        config = ModelConfig.from_dict(shape_dict("D") | {field: value})
+    except ConfigError:
+        return
+    assert 2 <= config.rope.rotary_dim <= config.head_dim
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from(["type", "rope_type", "factor", "beta_fast", "truncate", "rope_theta"]), value=JSON_VALUES)
+def test_any_rope_scaling_is_read_or_refused(name: str, value: Any) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32} | {name: value}
+    with contextlib.suppress(ConfigError):
+        config_with(rope_scaling=scaling)
