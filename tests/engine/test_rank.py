@@ -20,6 +20,7 @@ from tests.engine.worlds import (
     collect,
     ending,
     greedy,
+    group_locksteps,
     group_of_ranks,
     make_rank,
     one_rank,
@@ -162,6 +163,20 @@ def test_an_idle_rank_does_nothing() -> None:
         # The ring of the submission may end one more sleep after the work is done.
         assert lockstep.asleep.acquire(timeout=DEADLINE_S)
         assert lockstep.num_turns <= 6
+
+
+def test_an_idle_group_does_nothing() -> None:
+    locksteps = group_locksteps(2)
+    with running(make_rank(locksteps[0])) as first, running(make_rank(locksteps[1], number=1)) as second:
+        for lockstep in locksteps:
+            assert lockstep.asleep.acquire(timeout=DEADLINE_S)
+        assert [first.poll(0.05), second.poll(0.05)] == [(), ()]
+        assert [lockstep.num_turns for lockstep in locksteps] == [1, 1], "a loop turned though nobody rang"
+        second.submit(greedy("a", max_tokens=3))
+        collect(second, {"a"})
+        for lockstep in locksteps:
+            assert lockstep.asleep.acquire(timeout=DEADLINE_S)
+        assert locksteps[0].num_turns <= 6
 
 
 def test_a_broken_step_loses_the_rank_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from engine.engine import Engine
-from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, host_store
+from engine.lockstep import GroupLockstep, GroupStep, LocalLockstep, Lockstep, StepNeeds, host_store
 from engine.rank import Rank, RankFacts, RankLost
 from engine.runner import Runner
 from engine.simulated_runner import SimulatedRunner
@@ -67,7 +67,24 @@ def one_rank(runner: Runner | None = None, clock: Clock | None = None) -> Iterat
         yield rank
 
 
-def group_locksteps(size: int, timeout_s: float = DEADLINE_S) -> list[GroupLockstep]:
+class CountingGroupLockstep(GroupLockstep):
+    """Counts turns, and lets a test wait until the loop goes to sleep."""
+
+    def __init__(self, group: dist.ProcessGroup, store: TCPStore, epoch: int = 0) -> None:
+        super().__init__(group, store, epoch)
+        self.num_turns = 0
+        self.asleep = threading.Semaphore(0)
+
+    def agree(self, needs: StepNeeds) -> GroupStep:
+        self.num_turns += 1
+        return super().agree(needs)
+
+    def sleep(self) -> None:
+        self.asleep.release()
+        super().sleep()
+
+
+def group_locksteps(size: int, timeout_s: float = DEADLINE_S) -> list[CountingGroupLockstep]:
     """Gloo ranks that are threads of this process."""
     store = host_store("127.0.0.1")
     groups: dict[int, Any] = {}
@@ -81,7 +98,7 @@ def group_locksteps(size: int, timeout_s: float = DEADLINE_S) -> list[GroupLocks
         thread.start()
     for thread in threads:
         thread.join(DEADLINE_S)
-    return [GroupLockstep(groups[number], store) for number in range(size)]
+    return [CountingGroupLockstep(groups[number], store) for number in range(size)]
 
 
 @contextmanager
