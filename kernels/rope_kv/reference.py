@@ -19,7 +19,7 @@ def qk_norm_rope_kv(
     eps: float,
 ) -> torch.Tensor:
     """See `kernels.rope_kv.qk_norm_rope_kv`; the layer is plain."""
-    heads = qkv.view(len(qkv), -1, kv.head_dim)
+    heads = qkv.unflatten(1, (-1, kv.head_dim))
     num_heads = heads.shape[1] - 2 * kv.num_kv_heads
     query, key, value = torch.split(heads, [num_heads, kv.num_kv_heads, kv.num_kv_heads], 1)
     angles = cos_sin[positions.long()]

@@ -1,0 +1,52 @@
+"""To expert order and back."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.permute import combine_rows, expert_order, gather_rows
+
+
+def random_ids(draw: torch.Generator, num_rows: int, top_k: int, num_experts: int) -> torch.Tensor:
+    noise = torch.rand(num_rows, num_experts, generator=draw)
+    return noise.argsort(1)[:, :top_k].int().contiguous()
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_rows=st.integers(0, 70), top_k=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_order_is_a_stable_sort(num_rows: int, top_k: int, seed: int) -> None:
+    ids = random_ids(torch.Generator().manual_seed(seed), num_rows, top_k, 6)
+    counts, places = expert_order(ids, 6)
+    assert counts.tolist() == torch.bincount(ids.flatten().long(), minlength=6).tolist()
+    by_place = sorted(range(ids.numel()), key=lambda copy: int(places.flatten()[copy]))
+    assert by_place == sorted(range(ids.numel()), key=lambda copy: (int(ids.flatten()[copy]), copy))
+
+
+def test_combine_undoes_gather_at_unit_weights(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    for num_rows in (0, 1, 63):
+        hidden = torch.randn(num_rows, 24, generator=draw).to(dtype)
+        ids = random_ids(draw, num_rows, 4, 16)
+        _, places = expert_order(ids, 16)
+        rows = gather_rows(hidden, places, places.numel())
+        assert torch.equal(rows[places[:, 2].long()], hidden)
+        assert torch.equal(combine_rows(rows, places, torch.full((num_rows, 4), 0.25)), hidden)
+
+
+def test_combine_matches_fp64(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    rows = torch.randn(150, 100, generator=draw).to(dtype)
+    places = torch.randperm(150, generator=draw).int().view(50, 3)
+    weights = torch.rand(50, 3, generator=draw)
+    truth = (rows.double()[places.long()] * weights.double()[..., None]).sum(1)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(combine_rows(rows, places, weights).double(), truth, rtol=tolerance, atol=tolerance)
+
+
+def test_all_rows_on_one_expert_and_nan_stays(backend: str, dtype: torch.dtype) -> None:
+    counts, places = expert_order(torch.full((30, 1), 3, dtype=torch.int32), 5)
+    assert counts.tolist() == [0, 0, 0, 30, 0] and places.flatten().tolist() == list(range(30))
+    hidden = torch.ones(30, 8, dtype=dtype)
+    hidden[4] = float("nan")
+    is_nan = combine_rows(gather_rows(hidden, places, 30), places, torch.ones(30, 1)).isnan()
+    assert is_nan[4].all() and int(is_nan.sum()) == 8

@@ -1,0 +1,55 @@
+"""QK-norm and rotation against fp64; what is written is what attention reads (see test_paged_attention.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .paged_world import EPS, HEADS, KV_HEADS, make_world
+
+
+def exact_heads(heads: torch.Tensor, weight: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+    """Heads [T, n, D] normed and rotated, all in fp64."""
+    u = heads.double() * torch.rsqrt(heads.double().square().mean(-1, keepdim=True) + EPS) * weight.double()
+    cos, sin = cos_sin.double()[:, None].chunk(2, -1)
+    half = cos.shape[-1]
+    a, b, rest = u[..., :half], u[..., half : 2 * half], u[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+@pytest.mark.parametrize("head_dim", [16, 40, 64])
+@pytest.mark.parametrize("length", [1, 19])
+def test_queries_match_fp64(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, head_dim: int, length: int
+) -> None:
+    world = make_world(draw, [length], 16, head_dim, dtype)
+    query = world.write(0, 0, length)
+    heads = world.qkv[0].view(length, HEADS + 2 * KV_HEADS, head_dim)
+    truth = exact_heads(heads[:, :HEADS], world.weights[0], world.cos_sin[:length])
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(query.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+def test_values_are_kept_as_they_are(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    world = make_world(draw, [21], 4, 32, dtype)
+    world.write(0, 0, 21)
+    values = world.qkv[0].view(21, HEADS + 2 * KV_HEADS, 32)[:, HEADS + KV_HEADS :]
+    for position in range(21):
+        block, offset = int(world.tables[0, position // 4]), position % 4
+        assert torch.equal(world.kv.value[block, :, offset], values[position])
+
+
+def test_no_rows_is_valid_and_other_blocks_stay(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    world = make_world(draw, [8], 8, 16, dtype)
+    before = world.kv.value.clone()
+    assert world.write(0, 0, 0).shape == (0, HEADS, 16)
+    assert torch.equal(world.kv.value.nan_to_num(), before.nan_to_num())
+    world.write(0, 3, 5)
+    assert world.kv.value[-1].isnan().all()
+
+
+def test_a_row_does_not_know_its_neighbours(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    world = make_world(draw, [50], 16, 64, dtype)
+    whole = world.write(0, 0, 50)
+    assert torch.equal(world.write(0, 7, 8), whole[7:8])
+    assert torch.equal(world.write(0, 20, 43), whole[20:43])
