@@ -1,6 +1,6 @@
 """Measure a server through gRPC: `sigmoe serve` with its Ray ranks, and this process as the client.
 
-    python -m benchmarks.serving --model DIR --ranks 2 [--runs 3] [--executor ray|local]
+python -m benchmarks.serving --model DIR --ranks 2 [--runs 3] [--executor ray|local]
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ class Workload:
     def prompts(self, vocab_size: int, seed: int) -> list[tuple[int, ...]]:
         """Token ids; a new seed for each run, so that no run finds another's prefixes in the cache."""
         draw = random.Random(f"{self.name}/{seed}")
-        return [
-            tuple(draw.randrange(vocab_size) for _ in range(self.prompt_tokens)) for _ in range(self.num_requests)
-        ]
+        return [tuple(draw.randrange(vocab_size) for _ in range(self.prompt_tokens)) for _ in range(self.num_requests)]
 
     @property
     def counted_tokens(self) -> int:

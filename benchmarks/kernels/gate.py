@@ -1,0 +1,31 @@
+"""The gate of the reference shape and of the real router.
+
+python -m benchmarks.kernels.gate [--json]
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.kernels.timing import Case, report
+from kernels.gate import GateShape, reference, sigmoid_group_topk
+from kernels.linear import pack_weight
+
+SHAPE = GateShape(num_expert_groups=8, topk_groups=4, top_k=8, scale=2.5, normalise=True)
+
+
+def case(num_rows: int, num_experts: int, hidden_size: int) -> Case:
+    """Scores in fp32 and the choice."""
+    weight, bias = torch.randn(num_experts, hidden_size), torch.zeros(num_experts)
+    hidden, packed = torch.randn(num_rows, hidden_size), pack_weight(weight)
+    return Case(
+        name=f"gate {num_rows} x {hidden_size} to {num_experts}",
+        run=lambda: sigmoid_group_topk(hidden, packed, bias, SHAPE),
+        num_bytes=weight.nbytes,
+        num_flop=2 * num_rows * weight.numel(),
+        rival=lambda: reference.choose(hidden @ weight.T, bias, SHAPE),
+    )
+
+
+if __name__ == "__main__":
+    report([case(rows, *shape) for shape in ((64, 512), (256, 4096)) for rows in (1, 32, 2048)])
