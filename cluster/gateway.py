@@ -87,9 +87,9 @@ class Gateway:
         return 0 if self._serving is None else self._serving.switchboard.num_open
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """Ranks that take requests; none before `serve`."""
-        return () if self._serving is None else self._serving.switchboard.ranks
+    def loads(self) -> dict[int, int]:
+        """Rows under way on each rank that takes requests; none before `serve`."""
+        return {} if self._serving is None else self._serving.switchboard.loads
 
     async def start(self) -> int:
         """Listen and serve at once, for an executor that has started. Returns the port."""

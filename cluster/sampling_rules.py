@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +54,8 @@ class _Range:
 
     def allows(self, value: float) -> bool:
         """Whether a value is inside; NaN and infinity never are."""
-        if not math.isfinite(value) or value > self.most:
-            return False
-        return value > self.least if self.is_open else value >= self.least
+        is_above = value > self.least if self.is_open else value >= self.least
+        return is_above and value <= self.most
 
 
 _RANGES = (

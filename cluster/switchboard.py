@@ -81,9 +81,9 @@ class Switchboard:
         return len(self._open)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """Ranks that serve."""
-        return self._assignment.ranks
+    def loads(self) -> dict[int, int]:
+        """Rows under way on each rank that serves."""
+        return self._assignment.loads
 
     async def open(self, request: Request, stream: RequestStream, deadline: float | None) -> None:
         """Give a request to a rank; `stream` gets what comes. Raises Unavailable where no rank serves.

@@ -38,6 +38,8 @@ class World:
                 await asyncio.sleep(0.001)
         await self.executor.idle()
         self.executor.check_clean()
+        assert self.gateway.num_open_streams == 0
+        assert not any(self.gateway.loads.values())
 
 
 Start = Callable[..., AbstractAsyncContextManager[World]]

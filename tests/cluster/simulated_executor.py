@@ -21,11 +21,19 @@ BLOCK_SIZE = 4
 class SimulatedExecutor:
     """`hold` and `go` stop and start the ranks' steps; `kill` and `revive` are what a chaos monkey does."""
 
-    def __init__(self, *, num_ranks: int = 1, vocab_size: int = 512, max_context: int = 128, eos: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        *,
+        num_ranks: int = 1,
+        vocab_size: int = 512,
+        max_context: int = 128,
+        num_blocks: int = 512,
+        eos: tuple[int, ...] = (),
+    ) -> None:
         self.cancelled: list[str] = []
         self.submitted: list[tuple[int, Request]] = []
         self._config = SchedulerConfig(
-            num_blocks=512,
+            num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             max_rows_per_step=256,
             max_sequences=64,

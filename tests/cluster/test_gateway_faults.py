@@ -152,6 +152,7 @@ async def test_a_stream_goes_on_when_its_rank_dies(start: Start, fields: dict[st
         assert [entry.token.token_id for entry in found[0].prompt_logprobs] == PROMPT[1:]
         resumed = [request for rank, request in world.executor.submitted if rank != home]
         assert any(request.resumed for request in resumed)
+        assert all(request.sampling.num_prompt_logprobs is None for request in resumed if request.resumed)
         assert await health(world) == health_pb2.HealthCheckResponse.SERVING
         await world.settled()
 
@@ -165,7 +166,7 @@ async def test_streams_wait_for_the_next_epoch(start: Start) -> None:
         world.executor.hold(after_steps=10)
         await until(lambda: world.executor.is_holding)
         await world.executor.kill(0, 1)
-        await until(lambda: not world.gateway.ranks)
+        await until(lambda: not world.gateway.loads)
         assert await health(world) == health_pb2.HealthCheckResponse.NOT_SERVING
         error = await failure(world.inference.Generate(generate(PROMPT)))
         assert isinstance(error, Unavailable) and "no rank serves" in str(error)

@@ -13,7 +13,7 @@ from scheduler.request import SamplingParams
 from sigmoe.errors import InvalidRequest, Violation
 from sigmoe.v1 import inference_service_pb2 as pb
 from sigmoe.v1 import types_pb2
-from tests.cluster.conftest import World
+from tests.cluster.conftest import Start, World
 from tests.cluster.grpc_calls import answers, failure, generate, sampling, violations
 
 
@@ -42,6 +42,22 @@ async def test_what_is_given_arrives(world: World) -> None:
         presence_penalty=-2.0, frequency_penalty=2.5, logit_bias=((3, -4.0), (7, 1.5)), seed=11, stop_token_ids=(9,),
         ignore_eos=True, num_logprobs=0,
     )  # fmt: skip
+
+
+async def test_the_kv_cache_may_bound_the_context(start: Start) -> None:
+    async with start(max_context=4096) as world:
+        kv_tokens = world.executor.info().kv_tokens_per_rank
+        assert (await world.inference.GetModel(pb.GetModelRequest())).max_context == kv_tokens == 2048
+        found = await violations(world.inference.Generate(generate([5] * 2048)))
+        assert "the context holds 2048" in found["tokens.ids"]
+
+
+async def test_prompt_scores_are_bounded_by_their_number(start: Start) -> None:
+    async with start(max_context=100_000, num_blocks=25_000) as world:
+        found = await violations(world.inference.Generate(generate([5] * 30_000, prompt_logprobs=20)))
+        assert "20 for each of 30000 tokens is too much" in found["sampling.prompt_logprobs"]
+        call = world.inference.Score(pb.ScoreRequest(tokens=types_pb2.TokenIds(ids=[5] * 30_000), top_logprobs=20))
+        assert "may reach 524288" in (await violations(call))["top_logprobs"]
 
 
 async def test_a_prompt_may_leave_room_for_one_token(world: World) -> None:
