@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import kernels.native
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
+import kernels.native
 from engine.config import EngineConfig, Precision
 from engine.engine import Engine
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store

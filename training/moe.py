@@ -48,7 +48,7 @@ def sort_by_expert(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[
 
 def pieces(t: Tensor, counts: list[int]) -> Sequence[Tensor]:
     """Views of the experts' row ranges."""
-    views: Sequence[Tensor] = t.split(counts)  # type: ignore[no-untyped-call]
+    views: Sequence[Tensor] = t.split(counts)
     return views
 
 

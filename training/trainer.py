@@ -108,7 +108,7 @@ class Trainer:
             loss = mtp_loss(self.net, rows)
         else:
             loss = trunk_loss(self.net, rows, answers_only=is_front_door(done))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         scale = learning_rate_scale(done)
         self.optimisers.step(scale)
         balance(self.blocks, scale)
