@@ -54,7 +54,8 @@ def _repeat(flat: torch.Tensor, vocab_size: int, edits: list[tuple[int, LogitEdi
     """Divide positive and multiply negative logits of every token in the history by the row's penalty."""
     if not edits:
         return
-    keys = np.unique(_token_keys(vocab_size, [(row, edit.history) for row, edit in edits]))
+    # A token that comes twice is read twice before it is written twice: the same value.
+    keys = _token_keys(vocab_size, [(row, edit.history) for row, edit in edits])
     penalty = _per_key(keys, vocab_size, {row: edit.repetition_penalty for row, edit in edits})
     where, factor = torch.from_numpy(keys).to(flat.device), torch.from_numpy(penalty).to(flat.device)
     values = flat[where]

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.sample import DrawSettings, draw_tokens
 from model.logprobs import TokenScore, score_tokens
 from model.penalties import LogitEdits, edit_logits
 from model.random_numbers import uniforms
-from model.token_ranking import best_tokens, rank_tokens
-
-# The tokens ranked at first where top-p alone limits a row; a row that needs more is sorted whole.
-_FIRST_RANKS = 256
-_MIN_TEMPERATURE = 1e-30  # keeps the quotient of the best token (0) a number; far below what fp32 can tell from greedy
+from model.token_ranking import best_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +38,6 @@ class SamplingRow:
     def is_plain(self) -> bool:
         """Whether the highest logit is the whole answer."""
         return self.temperature == 0.0 and self.edits is None and self.num_logprobs is None
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether the draw is among the most likely tokens only."""
-        return self.top_k > 0 or self.top_p < 1.0
 
 
 GREEDY = SamplingRow()
@@ -105,79 +97,13 @@ def _scores(
 def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
     """Draw one token for each row of edited logits [R, V]; all temperatures are positive, every maximum is finite."""
     points = uniforms([r.seed for r in rows], [r.sequence_index for r in rows], [r.output_index for r in rows])
-    points_t = torch.from_numpy(points).to(logits.device)
-    temperature = _column(logits, [max(row.temperature, _MIN_TEMPERATURE) for row in rows])
-    # Shifted first: a small temperature may then overflow to -inf only, never to NaN. softmax and the two exact
-    # operations before it treat each row by itself, so the bits do not depend on the batch (torch.exp would).
-    probs = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)).div_(temperature), dim=-1)
-    token_ids = [0] * len(rows)
-    for is_ranked, choose in ((False, _from_all), (True, _from_ranked)):
-        where = [r for r, row in enumerate(rows) if row.is_ranked is is_ranked]
-        if where:
-            part = slice(None) if len(where) == len(rows) else where
-            chosen = choose(logits[part], probs[part], points_t[part], [rows[r] for r in where])
-            for r, token_id in zip(where, chosen, strict=True):
-                token_ids[r] = token_id
+    device = logits.device
+    settings = DrawSettings(
+        temperature=torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=device),
+        top_k=torch.tensor([row.top_k for row in rows], dtype=torch.int64, device=device),
+        top_p=torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=device),
+        min_p=torch.tensor([row.min_p for row in rows], dtype=torch.float32, device=device),
+        points=torch.from_numpy(points).to(device),
+    )
+    token_ids: list[int] = draw_tokens(logits, settings).tolist()
     return token_ids
-
-
-def _from_all(logits: torch.Tensor, probs: torch.Tensor, points: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
-    """Draw from the whole vocabulary, less what min-p drops; the distribution function runs over the token ids."""
-    if any(row.min_p > 0.0 for row in rows):
-        floor = probs.amax(dim=-1, keepdim=True) * _column(probs, [min(row.min_p, 1.0) for row in rows])
-        probs = probs.masked_fill(probs < floor, 0.0)
-    chosen: list[int] = _invert(probs.to(torch.float64), points).tolist()
-    return chosen
-
-
-def _from_ranked(logits: torch.Tensor, probs: torch.Tensor, points: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
-    """Draw from the most likely tokens of each row; the distribution function runs from the likeliest down."""
-    vocab_size = logits.shape[-1]
-    num_ranks = min(max(_FIRST_RANKS, *(row.top_k for row in rows)), vocab_size)
-    token_ids, is_enough = _choose_ranked(logits, probs, points, rows, num_ranks)
-    short = [r for r, enough in enumerate(is_enough) if not enough]
-    if short:
-        again, _ = _choose_ranked(logits[short], probs[short], points[short], [rows[r] for r in short], vocab_size)
-        for r, token_id in zip(short, again, strict=True):
-            token_ids[r] = token_id
-    return token_ids
-
-
-def _choose_ranked(
-    logits: torch.Tensor, probs: torch.Tensor, points: torch.Tensor, rows: list[SamplingRow], num_ranks: int
-) -> tuple[list[int], list[bool]]:
-    """Draw among the first `num_ranks` tokens; also says for which rows these hold all that top-k and top-p keep."""
-    ids = rank_tokens(logits, num_ranks)[1]
-    mass = probs.gather(1, ids).to(torch.float64)
-    vocab_size = logits.shape[-1]
-    top_k = _column(mass, [float(min(row.top_k, vocab_size) or vocab_size) for row in rows])
-    mass.masked_fill_(torch.arange(num_ranks, device=mass.device) >= top_k, 0.0)
-    below = mass.cumsum(dim=-1)
-    # With top-k the nucleus is measured in what top-k left; without it the whole distribution sums to one. The
-    # last place summed up must not depend on `num_ranks`, which other rows decide.
-    total = torch.where(_column(mass, [float(row.top_k) for row in rows]) > 0.0, below[:, -1:], 1.0)
-    nucleus = _column(mass, [row.top_p if row.top_p < 1.0 else 2.0 for row in rows]) * total
-    is_enough = (top_k <= num_ranks) | (below[:, -1:] >= nucleus)
-    kept = (below - mass) < nucleus  # the mass above a token has not reached top_p yet
-    kept[:, 0] = True
-    kept &= mass >= mass[:, :1] * _column(mass, [min(row.min_p, 1.0) for row in rows])
-    picked = _invert(mass.masked_fill_(~kept, 0.0), points)
-    return ids.gather(1, picked.unsqueeze(1)).squeeze(1).tolist(), is_enough.squeeze(1).tolist()
-
-
-def _invert(mass: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """The column in which each row's distribution function passes its point.
-
-    mass [R, C] fp64, not negative, some positive; points [R] in [0, 1); returns [R] int64. Never a column without mass.
-    """
-    cumulative = mass.cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    column = torch.searchsorted(cumulative, points.unsqueeze(1) * total, right=True)
-    # The product can round up to the total, which no column passes: then the last with mass is meant.
-    last = torch.searchsorted(cumulative, total)
-    return torch.minimum(column, last).squeeze(1)
-
-
-def _column(like: torch.Tensor, values: list[float]) -> torch.Tensor:
-    """One value per row [R, 1], of the dtype and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)

@@ -65,7 +65,7 @@ def _expected(logits: npt.NDArray[np.float64], row: SamplingRow) -> int:
     probs = _distribution(logits, row)
     shown = _edited(logits, row.edits) if row.edits else logits
     order = list(range(len(probs)))
-    if row.is_ranked:
+    if row.top_k > 0 or row.top_p < 1.0:
         order.sort(key=lambda i: (-shown[i], i))
     point, passed = uniforms([row.seed], [row.sequence_index], [row.output_index])[0], 0.0
     for token in order:

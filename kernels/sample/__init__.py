@@ -1,0 +1,49 @@
+"""Draw a token per row: temperature, top-k, top-p, min-p, softmax, inverse distribution function.
+
+Bytes: a few reads of R * V fp32, from cache after the first; FLOP: about 30 * R * V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels import native
+from kernels.sample import cpu, reference
+
+# Keeps the quotient of the best token (0) a number; far below what fp32 can tell from greedy.
+MIN_TEMPERATURE = 1e-30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawSettings:
+    """How each row's token is drawn, all [R] on the device of the logits. Any value is valid; odd ones are clamped."""
+
+    temperature: torch.Tensor  # fp32, positive
+    top_k: torch.Tensor  # int64, 0 keeps the whole vocabulary
+    top_p: torch.Tensor  # fp64, 1 keeps everything; the likeliest token always stays
+    min_p: torch.Tensor  # fp32, of the best token's probability
+    points: torch.Tensor  # fp64 in [0, 1)
+
+
+def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
+    """Draw one token id per row of logits [R, V] fp32, contiguous, each row's maximum finite; returns [R] int64.
+
+    A row that top-k or top-p limits runs its distribution function from the likeliest token down (ties by id), any
+    other over the ids. The first token whose cumulated mass exceeds point * total is drawn, never one without mass.
+    A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
+    """
+    num_rows, vocab_size = logits.shape
+    assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
+    assert settings.points.shape == (num_rows,), f"{list(settings.points.shape)} points for {num_rows} rows"
+    clamped = DrawSettings(
+        temperature=settings.temperature.clamp_min(MIN_TEMPERATURE),
+        top_k=torch.where(settings.top_k > 0, settings.top_k.clamp_max(vocab_size), vocab_size),
+        top_p=settings.top_p.clamp(0.0, 1.0),
+        min_p=settings.min_p.clamp(0.0, 1.0),
+        points=settings.points,
+    )
+    if logits.device.type != "cpu" or native.library() is None:
+        return reference.draw_tokens(logits, clamped)
+    return cpu.draw_tokens(logits, clamped)
