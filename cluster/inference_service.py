@@ -59,8 +59,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         async def work(_: str) -> inference.TokenizeResponse:
             serving = self._serving()
             ids = await serving.builder.tokenize(call)
-            piece = serving.model.tokenizer.piece
-            return inference.TokenizeResponse(ids=ids, pieces=[piece(token_id) for token_id in ids])
+            return inference.TokenizeResponse(ids=ids, pieces=await serving.model.tokenizer.piece_texts(ids))
 
         return await self._calls.run(context, work)
 

@@ -17,6 +17,7 @@ from sigmoe.v1 import types_pb2
 _MAX_PRIORITY = 100
 MAX_PROMPT_CANDIDATES = 2**19  # log-probabilities of a prompt's tokens, the likeliest ones included
 _MAX_TOP = 20
+_MIN_LOOK_UP = 2**18  # bytes, or ids, that Tokenize and Detokenize take however small the context is
 
 Prompted = inference.GenerateRequest | inference.ScoreRequest
 
@@ -89,12 +90,17 @@ class RequestBuilder:
             _check_messages(call.messages.messages, "messages.messages", violations)
         violations.raise_if_any()
         text = self._render(call.messages.messages) if given == "messages" else call.text
-        return await self._encode(text, "messages" if given == "messages" else "text")
+        num_bytes, most = len(text.encode()), max(_MIN_LOOK_UP, self._max_text)
+        violations.demand(num_bytes <= most, str(given), f"{num_bytes} bytes of text: at most {most} are allowed")
+        violations.raise_if_any()
+        return await self._model.tokenizer.encode(text)
 
     def detokenize(self, call: inference.DetokenizeRequest) -> str:
         """The text of a Detokenize call."""
         violations = Violations()
-        check_ids(call.ids, self._vocab_size, "ids", violations)
+        num_ids, most = len(call.ids), max(_MIN_LOOK_UP, self._max_context)
+        violations.demand(num_ids <= most, "ids", f"{num_ids} ids: at most {most} are allowed")
+        check_ids(call.ids[: most + 1], self._vocab_size, "ids", violations)
         violations.raise_if_any()
         return self._model.tokenizer.decode(call.ids, skip_special_tokens=call.skip_special_tokens)
 

@@ -129,6 +129,17 @@ async def test_score(world: World) -> None:
     assert len(whole.logprobs) == 127
 
 
+async def test_tokenize_takes_more_than_the_context(world: World) -> None:
+    text = "What is asthma? " * 10_000
+    tokens = await world.inference.Tokenize(pb.TokenizeRequest(text=text))
+    assert "".join(tokens.pieces) == text
+    assert (await world.inference.Detokenize(pb.DetokenizeRequest(ids=tokens.ids))).text == text
+    found = await violations(world.inference.Tokenize(pb.TokenizeRequest(text="a" * (2**18 + 1))))
+    assert found == {"text": "262145 bytes of text: at most 262144 are allowed"}
+    found = await violations(world.inference.Detokenize(pb.DetokenizeRequest(ids=[5] * (2**18 + 1))))
+    assert found == {"ids": "262145 ids: at most 262144 are allowed"}
+
+
 async def test_tokenize_and_detokenize(world: World) -> None:
     text = "Grüße, 哮喘 😀<|role_end|>"
     tokens = await world.inference.Tokenize(pb.TokenizeRequest(text=text))
