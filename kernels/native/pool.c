@@ -11,11 +11,12 @@
 
 enum { MAX_THREADS = 256, SPIN_NS = 200000 };
 
-// The job lies in plain sight of late threads. `next` holds its generation above and the next item below: a thread
-// reads the job and then claims an item by comparing both, so a claim cannot mix two jobs. The caller rewrites the
-// job only after every item is done, when no claim can succeed any more.
+// The job lies in plain sight of late threads. `left` holds its generation above and the number of items that nobody
+// has claimed below: a thread reads the job and then claims an item by comparing both, so a claim cannot mix two
+// jobs. The caller rewrites the job only after every item is done; nothing is left then, and nothing can be claimed,
+// until `left` is set anew as the last word.
 static struct {
-    atomic_uint_fast64_t next;
+    atomic_uint_fast64_t left;
     atomic_int_fast64_t items, done;
     _Atomic(pool_body) body;
     _Atomic(void *) context;
@@ -29,9 +30,9 @@ static atomic_int sleepers;
 static int wanted_threads = 1, started_threads = 1;
 static pid_t owner;
 
-enum { ITEM_BITS = 32 };
-#define GENERATION(next) ((next) >> ITEM_BITS)
-#define ITEM(next) ((int64_t)((next) & 0xffffffffu))
+enum { COUNT_BITS = 32 };
+#define GENERATION(left) ((left) >> COUNT_BITS)
+#define COUNT(left) ((int64_t)((left) & 0xffffffffu))
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -42,25 +43,25 @@ static int64_t now_ns(void) {
 // Take items until none is left.
 static void work(int thread) {
     for (;;) {
-        uint_fast64_t at = atomic_load_explicit(&job.next, memory_order_acquire);
+        uint_fast64_t left = atomic_load_explicit(&job.left, memory_order_acquire);
         pool_body body = atomic_load_explicit(&job.body, memory_order_relaxed);
         void *context = atomic_load_explicit(&job.context, memory_order_relaxed);
-        if (thread >= atomic_load_explicit(&job.threads, memory_order_relaxed)) return;
-        if (ITEM(at) >= atomic_load_explicit(&job.items, memory_order_relaxed)) return;
-        if (!atomic_compare_exchange_weak_explicit(&job.next, &at, at + 1, memory_order_acq_rel, memory_order_relaxed)) continue;
-        body(context, ITEM(at), thread);
+        int64_t item = atomic_load_explicit(&job.items, memory_order_relaxed) - COUNT(left);
+        if (COUNT(left) == 0 || thread >= atomic_load_explicit(&job.threads, memory_order_relaxed)) return;
+        if (!atomic_compare_exchange_weak_explicit(&job.left, &left, left - 1, memory_order_acq_rel, memory_order_relaxed)) continue;
+        body(context, item, thread);
         atomic_fetch_add_explicit(&job.done, 1, memory_order_release);
     }
 }
 
 static void wait_for_job(uint_fast64_t seen) {
     const int64_t until = now_ns() + SPIN_NS;
-    while (GENERATION(atomic_load_explicit(&job.next, memory_order_acquire)) == seen) {
+    while (GENERATION(atomic_load_explicit(&job.left, memory_order_acquire)) == seen) {
         sched_yield();
         if (now_ns() < until) continue;
         pthread_mutex_lock(&bed);
         atomic_fetch_add(&sleepers, 1);
-        while (GENERATION(atomic_load(&job.next)) == seen) pthread_cond_wait(&alarm_bell, &bed);
+        while (GENERATION(atomic_load(&job.left)) == seen) pthread_cond_wait(&alarm_bell, &bed);
         atomic_fetch_sub(&sleepers, 1);
         pthread_mutex_unlock(&bed);
     }
@@ -70,7 +71,7 @@ static void *live(void *thread) {
     uint_fast64_t seen = 0;
     for (;;) {
         wait_for_job(seen);
-        seen = GENERATION(atomic_load_explicit(&job.next, memory_order_acquire));
+        seen = GENERATION(atomic_load_explicit(&job.left, memory_order_acquire));
         work((int)(intptr_t)thread);
     }
     return NULL;
@@ -108,14 +109,13 @@ void pool_run(int64_t items, int threads, pool_body body, void *context) {
         return;
     }
     start_threads();
-    atomic_store_explicit(&job.items, 0, memory_order_relaxed);
     atomic_store_explicit(&job.done, 0, memory_order_relaxed);
     atomic_store_explicit(&job.body, body, memory_order_relaxed);
     atomic_store_explicit(&job.context, context, memory_order_relaxed);
     atomic_store_explicit(&job.threads, threads, memory_order_relaxed);
     atomic_store_explicit(&job.items, items, memory_order_relaxed);
-    uint_fast64_t generation = GENERATION(atomic_load_explicit(&job.next, memory_order_relaxed)) + 1;
-    atomic_store(&job.next, generation << ITEM_BITS);
+    uint_fast64_t generation = GENERATION(atomic_load_explicit(&job.left, memory_order_relaxed)) + 1;
+    atomic_store(&job.left, generation << COUNT_BITS | (uint_fast64_t)items);
     if (atomic_load(&sleepers) > 0) {
         pthread_mutex_lock(&bed);
         pthread_cond_broadcast(&alarm_bell);
