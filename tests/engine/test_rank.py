@@ -15,6 +15,7 @@ from scheduler.plan import StepPlan, StepResult
 from scheduler.request import FinishReason, SamplingParams
 from tests.engine.worlds import (
     BLOCK_SIZE,
+    CONFIG,
     DEADLINE_S,
     Clock,
     collect,
@@ -148,6 +149,18 @@ def test_a_refused_request_leaves_others_alone() -> None:
         rank.submit(greedy("good"))
         deltas = collect(rank, {"bad", "good"})
     assert tokens(deltas["good"]) == simulated_output((1, 2, 3), SamplingParams(max_tokens=5, temperature=0.0))
+
+
+def test_requests_beyond_the_queue_end_and_the_others_run() -> None:
+    rank = make_rank(LocalLockstep())
+    requests = [greedy(f"r{number}", max_tokens=2) for number in range(CONFIG.max_waiting + 10)]
+    for request in requests:  # before the loop starts, so that they meet it all at once
+        rank.submit(request)
+    with running(rank):
+        deltas = collect(rank, {request.request_id for request in requests})
+    endings = [ending(deltas[request.request_id]) for request in requests]
+    assert endings == [FinishReason.LENGTH] * CONFIG.max_waiting + [FinishReason.ERROR] * 10
+    assert "wait" in deltas[requests[-1].request_id][-1].error
 
 
 def test_an_idle_rank_does_nothing() -> None:
