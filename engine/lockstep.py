@@ -25,7 +25,7 @@ class StepNeeds:
     num_rows: int
     has_work: bool
     is_leaving: bool = False
-    num_collectives: int = 0  # joined so far; ranks that disagree would wait for one another for ever
+    num_steps: int = 0  # run so far; ranks that disagree would wait for one another for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +94,10 @@ class GroupLockstep:
 
     def agree(self, needs: StepNeeds) -> GroupStep:
         """See `Lockstep`."""
-        mine = [needs.num_rows, int(needs.has_work), int(needs.is_leaving), needs.num_collectives]
+        mine = [needs.num_rows, int(needs.has_work), int(needs.is_leaving), needs.num_steps]
         self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
-        num_rows, has_work, is_leaving, num_collectives = zip(*(t.tolist() for t in self._gathered), strict=True)
-        assert len(set(num_collectives)) == 1, f"ranks joined different numbers of collectives: {num_collectives}"
+        num_rows, has_work, is_leaving, num_steps = zip(*(t.tolist() for t in self._gathered), strict=True)
+        assert len(set(num_steps)) == 1, f"ranks ran different numbers of steps: {num_steps}"
         return GroupStep(num_rows=num_rows, has_work=any(has_work), is_leaving=any(is_leaving))
 
     def sleep(self) -> None:

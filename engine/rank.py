@@ -144,7 +144,12 @@ class Rank:
         refusals = self._empty_inbox()
         plan = self._engine.plan()
         agreed = self._lockstep.agree(
-            StepNeeds(num_rows=plan.num_rows, has_work=self._engine.has_work, is_leaving=self._is_stopping)
+            StepNeeds(
+                num_rows=plan.num_rows,
+                has_work=self._engine.has_work,
+                is_leaving=self._is_stopping,
+                num_steps=self._num_steps,
+            )
         )
         if agreed.is_leaving:
             return False

@@ -53,10 +53,10 @@ def test_the_answer_names_rows_work_and_leaving(threads: ThreadPoolExecutor) -> 
         assert (step.num_rows, step.has_work, step.is_leaving) == ((3, 0), False, True)  # type: ignore[attr-defined]
 
 
-def test_ranks_that_joined_different_numbers_of_collectives_are_caught(threads: ThreadPoolExecutor) -> None:
+def test_ranks_that_ran_different_numbers_of_steps_are_caught(threads: ThreadPoolExecutor) -> None:
     locksteps: list[Lockstep] = list(group_locksteps(2))
     with pytest.raises(AssertionError, match=r"\(0, 1\)"):
-        _all(threads, locksteps, lambda n, ls: ls.agree(StepNeeds(num_rows=0, has_work=True, num_collectives=n)))
+        _all(threads, locksteps, lambda n, ls: ls.agree(StepNeeds(num_rows=0, has_work=True, num_steps=n)))
 
 
 def test_a_ring_ends_the_sleep_of_all(threads: ThreadPoolExecutor, locksteps: list[Lockstep]) -> None:
