@@ -1,8 +1,4 @@
-"""Connects calls with ranks: submits their requests, feeds their streams, moves them when a rank is lost.
-
-What a rank has of a client's request is a part: all its sequences as a rule; one each where they may have to be
-cancelled one by one (stop strings) or were moved.
-"""
+"""Connects calls with ranks: submits their requests, feeds their streams, moves them when a rank is lost."""
 
 from __future__ import annotations
 
@@ -10,10 +6,10 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
 
 from cluster.assignment import Assigned, Assignment
 from cluster.executor import Executor, RankEvents
+from cluster.request_part import Part, resumed, split
 from cluster.sequence_stream import SequenceStream
 from cluster.stream import RequestStream
 from scheduler.request import FinishReason, Request, TokenDelta
@@ -23,29 +19,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_MOVES = 3  # a request that was on more ranks when they died may be what kills them
 _NO_RANK = "no rank serves at the moment; try again later"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Part:
-    """Sequences of one request on one rank."""
-
-    request: Request
-    stream: RequestStream
-    client_id: str  # the request's id as the client knows it
-    deadline: float | None  # on the switchboard's clock
-    assigned: Assigned
-    num_moves: int = 0
-    is_cancelled: bool = False
-
-    @property
-    def sequences(self) -> tuple[SequenceStream, ...]:
-        first = self.request.first_sequence_index
-        return self.stream.sequences[first : first + self.request.num_sequences]
-
-    def owns(self, sequence_index: int) -> bool:
-        """Whether the sequence belongs to this part."""
-        first = self.request.first_sequence_index
-        return first <= sequence_index < first + self.request.num_sequences
 
 
 class Switchboard:
@@ -69,7 +42,7 @@ class Switchboard:
         self._clock = clock
         self._on_ranks = on_ranks
         self._assignment = Assignment(range(executor.info().num_ranks))
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, Part] = {}
         self._open: dict[RequestStream, set[str]] = {}  # the parts of each open stream
         self._has_ranks = asyncio.Event()
         self._has_ranks.set()
@@ -91,12 +64,12 @@ class Switchboard:
         The caller must `close` the stream in the end, however this ends.
         """
         self._open[stream] = set()
-        for part_request in _parts(request, one_by_one=stream.has_stops):
+        for part_request in split(request, one_by_one=stream.has_stops):
             assigned = self._assignment.assign(part_request.prompt, part_request.num_sequences)
             if assigned is None:
                 raise Unavailable(_NO_RANK)
             await self._place(
-                _Part(
+                Part(
                     request=part_request,
                     stream=stream,
                     client_id=request.request_id,
@@ -153,7 +126,7 @@ class Switchboard:
             if sequence.is_finished or sequence.is_stopped or part.stream.is_over:
                 self._settle(part)
 
-    def _settle(self, part: _Part) -> None:
+    def _settle(self, part: Part) -> None:
         """Let go of a part whose sequences have ended; cancel one that is wanted no more."""
         if all(sequence.is_finished for sequence in part.sequences):
             self._forget(part)
@@ -161,7 +134,7 @@ class Switchboard:
         elif part.stream.is_over or all(sequence.is_stopped for sequence in part.sequences):
             self._cancel(part)
 
-    async def _place(self, part: _Part) -> None:
+    async def _place(self, part: Part) -> None:
         """Register, then submit: a loss reported meanwhile finds the part and moves it."""
         part_id, left_s = part.request.request_id, None
         if part.deadline is not None:
@@ -173,11 +146,11 @@ class Switchboard:
         except ConnectionError as error:
             _log.info("event=submit_failed id=%s rank=%d error=%s", part_id, part.assigned.rank, error)
 
-    def _forget(self, part: _Part) -> None:
+    def _forget(self, part: Part) -> None:
         del self._parts[part.request.request_id]
         self._open[part.stream].discard(part.request.request_id)
 
-    def _cancel(self, part: _Part) -> None:
+    def _cancel(self, part: Part) -> None:
         if not part.is_cancelled:
             part.is_cancelled = True
             self._spawn(self._cancel_on_rank(part.assigned.rank, part.request.request_id))
@@ -206,7 +179,7 @@ class Switchboard:
         self._has_ranks.set()
         await self._on_ranks(True)
 
-    async def _move(self, part: _Part, reason: str) -> None:
+    async def _move(self, part: Part, reason: str) -> None:
         """Resubmit the sequences of a part whose rank is gone, each with the tokens it has."""
         if part.num_moves >= _MAX_MOVES:
             part.stream.fail(Unavailable(f"request {part.client_id}: lost with {_MAX_MOVES + 1} ranks ({reason})"))
@@ -222,8 +195,8 @@ class Switchboard:
                 continue
             await self._resume(part, sequence)
 
-    async def _resume(self, part: _Part, sequence: SequenceStream) -> None:
-        request = _resumed(part, sequence)
+    async def _resume(self, part: Part, sequence: SequenceStream) -> None:
+        request = resumed(part, sequence)
         try:
             assigned = await self._assign_when_possible(request, part.deadline)
         except SigmoeError as error:
@@ -253,35 +226,3 @@ class Switchboard:
         chore = asyncio.get_running_loop().create_task(work)
         self._chores.add(chore)
         chore.add_done_callback(self._chores.discard)
-
-
-def _parts(request: Request, *, one_by_one: bool) -> list[Request]:
-    """What to submit for a request. Sequences keep their numbers, which are part of their seeds."""
-    if request.num_sequences == 1 or not one_by_one:
-        return [request]
-    unscored = dataclasses.replace(request.sampling, num_prompt_logprobs=None)
-    return [
-        dataclasses.replace(
-            request,
-            request_id=f"{request.request_id}/{index}",
-            sampling=unscored if index else request.sampling,
-            num_sequences=1,
-            first_sequence_index=index,
-        )
-        for index in range(request.num_sequences)
-    ]
-
-
-def _resumed(part: _Part, sequence: SequenceStream) -> Request:
-    """One sequence's request for its next rank."""
-    sampling = part.request.sampling
-    if sequence.index or sequence.has_prompt_logprobs:
-        sampling = dataclasses.replace(sampling, num_prompt_logprobs=None)
-    return dataclasses.replace(
-        part.request,
-        request_id=f"{part.client_id}/{sequence.index}.{part.num_moves + 1}",
-        sampling=sampling,
-        num_sequences=1,
-        first_sequence_index=sequence.index,
-        resumed=tuple(sequence.token_ids),
-    )

@@ -54,5 +54,5 @@ async def test_ten_thousand_wait_their_turn_and_leave_nothing_behind(start: Star
         await world.settled()
         assert world.gateway.num_open_streams == 0
         gc.collect()
-        left = [one for one in gc.get_objects() if type(one).__name__ in ("RequestStream", "SequenceStream", "_Part")]
+        left = [one for one in gc.get_objects() if type(one).__name__ in ("RequestStream", "SequenceStream", "Part")]
         assert len(left) < 10, "streams outlive their calls"
