@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { JOBS = 400000, MOST_ITEMS = 12, THREADS = 4 };
+enum { JOBS = 1500000, MOST_ITEMS = 12, THREADS = 4 };
 
 void sigmoe_use_threads(int threads);
 
@@ -16,6 +16,8 @@ static atomic_long expected_job;
 static void body(void *context, int64_t item, int thread) {
     if ((intptr_t)context != atomic_load(&expected_job) || thread < 0 || thread >= THREADS) abort();
     atomic_fetch_add(&hits[item], 1);
+    for (volatile int i = 0; i < 30; i++) {  // long enough for the others to join
+    }
 }
 
 int main(void) {
