@@ -69,11 +69,15 @@ class GroupInfo:
     kv_tokens_per_rank: int
 
 
+class GroupStartError(Exception):
+    """The group could not be started; the message says which rank failed, and why."""
+
+
 class Executor(Protocol):
     """Runs the G ranks of one group. All methods are called from one asyncio loop."""
 
     def start(self) -> AsyncIterator[LoadProgress]:
-        """Start every rank, yielding progress; the group serves when the iterator ends. Raises on failure."""
+        """Start every rank, yielding progress; the group serves when the iterator ends. Raises GroupStartError."""
         ...
 
     def info(self) -> GroupInfo:

@@ -7,17 +7,13 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator
 
-from cluster.executor import GroupInfo, GroupStatus, LoadProgress, RankEvents
+from cluster.executor import GroupInfo, GroupStartError, GroupStatus, LoadProgress, RankEvents
 from cluster.rank_link import RankLink, RankMessage, RankReady, StoreOpened
 from cluster.rank_spawn import ProcessRank
 from engine.config import EngineConfig
 from scheduler.request import Request
 
 _STATUS_TIMEOUT_S = 5.0
-
-
-class GroupStartError(Exception):
-    """The group could not be started; the message says which rank failed, and why."""
 
 
 class LocalExecutor:

@@ -168,6 +168,7 @@ class Switchboard:
             _log.warning("event=rank_lost rank=%d requests=%d reason=%s", rank, len(moved), reason)
             for part in moved:
                 self._forget(part)
+                self._cancel(part)  # it may have reached the rank's next epoch already
                 self._spawn(self._move(part, reason))
         if not self._assignment.ranks:
             self._has_ranks.clear()

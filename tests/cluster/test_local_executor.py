@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.executor import Executor, RankEvents
-from cluster.local_executor import GroupStartError, LocalExecutor
+from cluster.executor import Executor, GroupStartError, RankEvents
+from cluster.local_executor import LocalExecutor
 from tests.cluster.executor_contract import DEADLINE_S, ExecutorContract, a_request, started, tiny_config
 
 

@@ -1,0 +1,56 @@
+"""From the user's configuration to what each room takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.config import Config, Dtype
+from cluster.gateway_config import GatewayConfig
+from engine.config import EngineConfig, KernelChoice, Precision
+from model.config import ModelConfig
+
+# The gateway's own bound refuses first, with a retry hint; a request may have so many sequences.
+_MAX_SEQUENCES_PER_REQUEST = 64
+
+
+def precision(config: Config, model: ModelConfig) -> Precision:
+    """The dtype that the ranks compute in."""
+    if config.model.dtype is Dtype.AUTO:
+        return Precision.FP32 if model.torch_dtype == "float32" else Precision.BF16
+    return Precision(config.model.dtype.value)
+
+
+def engine_config(config: Config, model: ModelConfig) -> EngineConfig:
+    """What every rank has in common."""
+    engine, cluster = config.engine, config.cluster
+    return EngineConfig(
+        model_dir=str(Path(config.model.path).resolve()),
+        precision=precision(config, model),
+        device=cluster.device.value,
+        group_size=cluster.ranks,
+        group_timeout_s=cluster.start_timeout_s,
+        kv_bytes=engine.kv_cache_size,
+        kv_fraction=engine.kv_fraction,
+        block_size=engine.block_size,
+        max_rows_per_step=engine.max_rows_per_step,
+        max_sequences=engine.max_sequences,
+        max_context=config.model.max_context,
+        max_waiting=config.gateway.max_requests * _MAX_SEQUENCES_PER_REQUEST,
+        prefix_cache=engine.prefix_cache,
+        ageing_s=engine.ageing_s,
+        kernels=KernelChoice(engine.kernels.value),
+        use_amx=engine.amx,
+        num_threads=engine.threads_per_rank,
+    )
+
+
+def gateway_config(config: Config, model: ModelConfig) -> GatewayConfig:
+    """What the gateway takes."""
+    return GatewayConfig(
+        host=config.gateway.host,
+        port=config.gateway.port,
+        max_requests=config.gateway.max_requests,
+        resume_timeout_s=config.gateway.resume_timeout_s,
+        model_name=config.model.served_name,
+        dtype=precision(config, model).value,
+    )
