@@ -152,6 +152,9 @@ async def test_a_stream_goes_on_when_its_rank_dies(start: Start, fields: dict[st
         assert [entry.token.token_id for entry in found[0].prompt_logprobs] == PROMPT[1:]
         resumed = [request for rank, request in world.executor.submitted if rank != home]
         assert any(request.resumed for request in resumed)
+        assert {request.request_id for rank, request in world.executor.submitted if rank == home} <= {
+            *world.executor.cancelled
+        }
         assert all(request.sampling.num_prompt_logprobs is None for request in resumed if request.resumed)
         assert await health(world) == health_pb2.HealthCheckResponse.SERVING
         await world.settled()
