@@ -52,12 +52,22 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def started_world(
-    model_dir: Path, *, max_requests: int = 1000, resume_timeout_s: float = 30.0, **ranks: Any
+    model_dir: Path,
+    *,
+    max_requests: int = 1000,
+    resume_timeout_s: float = 30.0,
+    max_responses_per_s: float = 1000.0,
+    **ranks: Any,
 ) -> AsyncIterator[World]:
     executor = SimulatedExecutor(**{"eos": (END, ROLE_END), **ranks})
     async for _ in executor.start():
         pass
-    config = GatewayConfig(port=0, max_requests=max_requests, resume_timeout_s=resume_timeout_s)
+    config = GatewayConfig(
+        port=0,
+        max_requests=max_requests,
+        resume_timeout_s=resume_timeout_s,
+        max_responses_per_s=max_responses_per_s,
+    )
     gateway = Gateway(config, executor, model_dir)
     port = await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")

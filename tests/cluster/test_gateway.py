@@ -151,3 +151,12 @@ async def test_tokenize_and_detokenize(world: World) -> None:
     assert await violations(world.inference.Detokenize(pb.DetokenizeRequest(ids=[1, 512]))) == {
         "ids[1]": "token id 512 is not allowed: 0 to 511 is"
     }
+
+
+async def test_tokens_that_come_too_fast_share_a_response(start: Start) -> None:
+    # The simulated ranks make 60 tokens in far less than the longest pause.
+    async with start(max_responses_per_s=0.01) as world:
+        responses = [response async for response in world.inference.Generate(generate(max_tokens=60))]
+        assert [i for response in responses for i in response.token_ids] == expected(PROMPT, max_tokens=60)
+        assert len(responses) < 30
+        await world.settled()
