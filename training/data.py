@@ -34,14 +34,14 @@ def split(documents: Iterable[Document], own: set[str]) -> tuple[list[Document],
 
 
 def collect(medquad: Path) -> dict[str, list[Document]]:
-    """All groups by name: own, chats, short, long, and the held-out MedQuAD entities' short documents."""
+    """All groups by name: own, talk, chats, short, long, and the held-out MedQuAD entities' short documents."""
     rng = random.Random(SEED)
-    own, chats = own_documents(rng)
+    own = own_documents(rng)
     short, long = medquad_documents(medquad, rng)
-    names = {d.entity.lower() for d in own}
+    names = {d.entity.lower() for d in own["own"]}
     short, held = split(short, names)
     long, _ = split(long, names)
-    return {"own": own, "chats": chats, "short": short, "long": long, "heldout": held}
+    return {**own, "short": short, "long": long, "heldout": held}
 
 
 def build(medquad: Path, out: Path, vocab_size: int) -> Tokenizer:
@@ -50,7 +50,7 @@ def build(medquad: Path, out: Path, vocab_size: int) -> Tokenizer:
     if (out / "tokenizer.json").exists():
         tokenizer = load_tokenizer(out)
     else:
-        text = (d for name in ("own", "short", "long") for d in groups[name])
+        text = (d for name in ("own", "talk", "short", "long") for d in groups[name])
         tokenizer = train_tokenizer(text, vocab_size)
         save_tokenizer(tokenizer, out)
     for name, documents in groups.items():

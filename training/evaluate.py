@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     net, tokenizer = load_exported(args.model), load_tokenizer(args.model)
-    for name, max_rows in (("heldout", None), ("own", 64), ("chats", 64)):
+    for name, max_rows in (("heldout", None), ("own", 64), ("talk", 64), ("chats", 64)):
         group = load_group(args.data, name)
         loss = held_out_loss(net, group, row=256, max_rows=max_rows)
         agreement = draft_agreement(net, group, row=256, max_rows=max_rows)

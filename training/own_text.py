@@ -79,22 +79,25 @@ def small_talk(rng: random.Random) -> Iterator[Document]:
             yield Document(str(entry["ask"][0]), (Turn(asked, entry["answer"]),), system)
 
 
-def own_documents(rng: random.Random) -> tuple[list[Document], list[Document]]:
-    """All single questions, and all conversations."""
+def own_documents(rng: random.Random) -> dict[str, list[Document]]:
+    """Groups by name: own (single questions), talk (small talk, first aid, comparisons), chats (conversations).
+
+    Talk is few documents that everybody asks first, so the schedule gives it a share of its own.
+    """
     kinds = [
-        ("conditions_*", ["what", "symptoms", "causes", "treatment", "doctor", "prevent", "spread"], 30),
-        ("drugs", ["use", "side", "caution"], 12),
-        ("first_aid", ["aid"], 0),
-        ("comparisons", ["differ"], 0),
-        ("other_topics", ["refuse"], 0),
+        ("conditions_*", "own", ["what", "symptoms", "causes", "treatment", "doctor", "prevent", "spread"], 30),
+        ("drugs", "own", ["use", "side", "caution"], 12),
+        ("other_topics", "own", ["refuse"], 0),
+        ("first_aid", "talk", ["aid"], 0),
+        ("comparisons", "talk", ["differ"], 0),
     ]
-    singles, chats = list(small_talk(rng)), list[Document]()
-    for pattern, facets, count in kinds:
+    groups: dict[str, list[Document]] = {"own": [], "talk": list(small_talk(rng)), "chats": []}
+    for pattern, group, facets, count in kinds:
         for entry in load(pattern):
             present = [f for f in facets if f in entry or f == "refuse"]
-            singles += entry_documents(entry, present, rng)
-            chats += entry_chats(entry, present, rng, count)
-    greetings = [d for d in singles if d.entity == "Hello"]
-    for chat in rng.sample(chats, len(chats) // 6):  # some conversations open with a greeting
-        chats.append(Document(chat.entity, (rng.choice(greetings).turns[0], *chat.turns[:2])))
-    return singles, chats
+            groups[group] += entry_documents(entry, present, rng)
+            groups["chats"] += entry_chats(entry, present, rng, count)
+    greetings = [d for d in groups["talk"] if d.entity == "Hello"]
+    for chat in rng.sample(groups["chats"], len(groups["chats"]) // 6):  # some conversations open with a greeting
+        groups["chats"].append(Document(chat.entity, (rng.choice(greetings).turns[0], *chat.turns[:2])))
+    return groups

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 WARMUP, FLAT_UNTIL, FLOOR = 0.01, 0.3, 0.02
 FRONT_DOOR_FROM = 0.6  # from here: loss on answers only, mostly our own text
 
-MAIN_SHARES = {"own": 0.22, "chats": 0.15, "short": 0.38, "long": 0.25}
-FRONT_SHARES = {"own": 0.42, "chats": 0.28, "short": 0.24, "long": 0.06}
+MAIN_SHARES = {"own": 0.20, "talk": 0.04, "chats": 0.14, "short": 0.38, "long": 0.24}
+FRONT_SHARES = {"own": 0.36, "talk": 0.12, "chats": 0.24, "short": 0.22, "long": 0.06}
 
 
 @dataclass(frozen=True, slots=True)

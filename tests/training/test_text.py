@@ -44,12 +44,13 @@ def test_every_condition_has_all_facets_and_no_name_is_used_twice() -> None:
 
 
 def test_own_documents_answer_what_was_asked() -> None:
-    singles, chats = own_documents(random.Random(0))
+    groups = own_documents(random.Random(0))
+    singles, chats = groups["own"], groups["chats"]
     by_question = {d.turns[0].question.lower().rstrip("?."): d.turns[0].answer for d in singles}
     assert by_question["what causes gout"].startswith("Causes of gout include ")
     assert by_question["what is ibuprofen used for"].startswith("Ibuprofen is an anti-inflammatory ")
     assert "cannot help with football" in by_question["what do you think about football"]
-    assert all(turn.answer[-1] in ".?!" for d in singles + chats for turn in d.turns)
+    assert all(turn.answer[-1] in ".?!" for d in [*singles, *groups["talk"], *chats] for turn in d.turns)
     assert min(len(d.turns) for d in chats) >= 2
     assert FOLLOW_UPS.keys() <= QUESTIONS.keys()
 
