@@ -158,8 +158,8 @@ async def test_tokenize_and_detokenize(world: World) -> None:
 async def test_streams_keep_the_pace_and_lose_nothing(start: Start) -> None:
     async with start(max_responses_per_s=0.01) as world:  # far below one stream: the longest pause, 0.1 s, rules
         start_s = time.monotonic()
-        responses = [response async for response in world.inference.Generate(generate(max_tokens=200))]
+        responses = [response async for response in world.inference.Generate(generate(max_tokens=110))]
         elapsed_s = time.monotonic() - start_s
-        assert [i for response in responses for i in response.token_ids] == expected(PROMPT, max_tokens=200)
+        assert [i for response in responses for i in response.token_ids] == expected(PROMPT, max_tokens=110)
         assert len(responses) <= 2 + elapsed_s / 0.1
         await world.settled()
