@@ -135,6 +135,9 @@ class ClusterSection(_Section):
     spread: Spread = Field(default=Spread.PACK, description="Ray's strategy for the placement group of the ranks")
     device: Device = Field(default=Device.AUTO, description="auto: cuda where the cluster has a GPU for each rank")
     cpus_per_rank: float = Field(default=1.0, ge=0, description="CPUs that Ray sets aside for a rank")
+    memory_per_rank: Bytes | None = Field(
+        default=None, description="memory of a rank's device, for --dry-run alone; null: this machine's, shared by all"
+    )
     network_interface: str = Field(default="", description="interface for the ranks' collectives; empty: their choice")
     start_timeout_s: float = Field(default=1800.0, gt=0, description="for joining, loading, and each collective")
     max_restarts: int = Field(default=3, ge=0, description="new epochs without a minute of peace before giving up")

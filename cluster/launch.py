@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from cluster.deployment import Deployment
 from cluster.executor import GroupStartError
 from cluster.gateway import CannotListen
 from cluster.progress import LoadingView, picture
+from cluster.served_model import ServedModel
 from model.config import ModelConfig
 from model.errors import CheckpointError
 
@@ -39,13 +41,14 @@ class Voice:
 
 
 def serve(config: Config, *, is_json: bool = False) -> int:
-    """Serve until SIGINT or SIGTERM (exit code 0) or until it cannot go on (1). Raises CheckpointError at once."""
+    """Serve until SIGINT or SIGTERM (exit code 0) or until it cannot go on (1)."""
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
-    model = ModelConfig.from_dir(config.model.path)
     voice = Voice(console=Console(highlight=False, soft_wrap=True), is_json=is_json)
     try:
+        # What can be known early, a bad tokenizer too, is said before anything heavy starts.
+        model = ServedModel.from_dir(Path(config.model.path)).config
         demand_free_port(config.gateway.host, config.gateway.port)
         return asyncio.run(_serve(config, model, voice))
     except (CannotListen, GroupStartError, CheckpointError) as error:

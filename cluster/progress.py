@@ -68,7 +68,7 @@ def picture(info: GroupInfo, status: GroupStatus, address: str, start_s: float) 
     """The group that serves: where, who holds what, how much fits."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "device", "pid", "experts", "weights", "KV cache", "kernels"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for rank in status.ranks:
         table.add_row(
             str(rank.rank),
@@ -76,13 +76,14 @@ def picture(info: GroupInfo, status: GroupStatus, address: str, start_s: float) 
             str(rank.pid),
             intervals(rank.experts),
             readable(rank.weight_bytes),
-            f"{readable(rank.kv_bytes)}, {info.kv_tokens_per_rank:,} tokens",
-            rank.kernels,
+            readable(rank.kv_bytes),
+            rank.kernels.removeprefix("native "),
         )
     most = min(info.max_context, info.kv_tokens_per_rank)
     return Group(
         table,
-        f"requests of up to {most:,} tokens; ready after {start_s:.1f} s",
+        f"{info.kv_tokens_per_rank:,} tokens of KV cache a rank, requests of up to {most:,} tokens",
+        f"ready after {start_s:.1f} s",
         f"serving on {address}  (Ctrl-C stops)",
     )
 

@@ -68,11 +68,9 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_FAILURE
     config = _config(args)
     if args.dry_run:
-        from cluster.capacity import plan
-        from cluster.plan_view import show
+        from cluster.dry_run import dry_run
 
-        show(plan(config), is_json=args.json)
-        return 0
+        return dry_run(config, is_json=args.json)
     from cluster.launch import serve
 
     return serve(config, is_json=args.json)
