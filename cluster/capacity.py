@@ -1,72 +1,22 @@
-"""Who holds what, and whether it fits: sums over names and shapes, before a byte is read or a process started.
+"""Who holds which experts, and whether it fits: said before a byte is read or a process started.
 
-Pure: neither torch nor Ray. The rules are those of `engine.memory` and `engine.build`, which tests hold it to.
+Pure: neither torch nor Ray. The rules are those of `engine.memory` and `engine.build`; tests hold this to them.
 """
 
 from __future__ import annotations
 
-import enum
-import math
-import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from cluster.config import ConfigMistake
+from cluster.weight_sums import ITEMSIZE, Formats, Part, Weights, WeightSums, sum_weights
 from engine.config import EngineConfig, Precision
 from model.config import ModelConfig
-from model.tensors import TensorKind, TensorSpec, expected_tensors
 from router.placement import Placement
-
-# Bytes of a device, as its datasheet says: GB are taken as 10^9, a few percent below what its driver reports.
-DEVICE_MEMORY = {"H20": 96 * 10**9, "H100": 80 * 10**9, "H200": 141 * 10**9}
-
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MAX_RANKS = 1024
 
 
 class DoesNotFit(ConfigMistake):
     """A configuration for which the memory does not suffice. The message says what is needed and what there is."""
-
-
-class Part(enum.Enum):
-    """What weights are for."""
-
-    EMBEDDING = "embedding"
-    HEAD = "head"
-    ATTENTION = "attention"
-    DENSE_FFN = "dense FFN"
-    ROUTERS = "routers"
-    SHARED_EXPERTS = "shared experts"
-    ROUTED_EXPERTS = "routed experts"
-    NORMS = "norms"
-    MTP = "MTP layer"  # all of it but its routed experts, which are placed as the others are
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Tensors and their sizes. Scales of FP8 weights count as bytes on disk, not as parameters."""
-
-    num_tensors: int = 0
-    num_parameters: int = 0
-    stored_bytes: int = 0  # as the checkpoint holds them
-    loaded_bytes: int = 0  # as they lie in memory: dequantised, in the precision chosen
-
-    def __add__(self, other: Weights) -> Weights:
-        return Weights(
-            num_tensors=self.num_tensors + other.num_tensors,
-            num_parameters=self.num_parameters + other.num_parameters,
-            stored_bytes=self.stored_bytes + other.stored_bytes,
-            loaded_bytes=self.loaded_bytes + other.loaded_bytes,
-        )
-
-    def __mul__(self, times: int) -> Weights:
-        return Weights(
-            num_tensors=self.num_tensors * times,
-            num_parameters=self.num_parameters * times,
-            stored_bytes=self.stored_bytes * times,
-            loaded_bytes=self.loaded_bytes * times,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +32,11 @@ class CapacityRequest:
     max_rows_per_step: int = 2048
     max_sequences: int = 256
     max_context: int | None = None
-    scale_itemsize: int = 4  # of FP8 scales per channel: fp32, or 2 for bf16; those of blocks are fp32 always
+    channel_scale_itemsize: int = 4  # of a per-channel FP8 checkpoint, whose config.json does not say: 4 or 2
 
     @classmethod
-    def from_engine(cls, engine: EngineConfig, memory_bytes: int | None) -> Self:
-        """The request that a rank of this configuration makes. `engine.num_blocks` belongs to tests and is left out."""
+    def from_engine(cls, engine: EngineConfig, memory_bytes: int | None = None) -> Self:
+        """What a rank of this configuration asks for. `num_blocks`, which no user can set, is not looked at."""
         return cls(
             num_ranks=engine.group_size,
             precision=engine.precision,
@@ -109,11 +59,17 @@ class RankPlan:
     weights: dict[Part, Weights]
     activation_bytes: int  # most that a step may need beside weights and KV cache
     kv_blocks: int
+    kv_bytes: int
 
     @property
     def total(self) -> Weights:
         """All parts together."""
         return sum(self.weights.values(), Weights())
+
+    @property
+    def used_bytes(self) -> int:
+        """Weights, activations and KV cache, in memory."""
+        return self.total.loaded_bytes + self.activation_bytes + self.kv_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,122 +97,80 @@ class CapacityPlan:
         """Sequences of `max_context` tokens that the rank's KV cache holds at once."""
         return rank.kv_blocks // -(-self.max_context // self.request.block_size)
 
-    def used_bytes(self, rank: RankPlan) -> int:
-        """Weights, activations and KV cache."""
-        return rank.total.loaded_bytes + rank.activation_bytes + rank.kv_blocks * self.kv_bytes_per_block
-
 
 def plan(model: ModelConfig, request: CapacityRequest) -> CapacityPlan:
     """Place the experts and sum up. Raises DoesNotFit where a rank's memory does not hold its share."""
-    replicated, expert_of_layer, num_expert_layers = _sums(model, request)
-    expert = expert_of_layer * num_expert_layers  # one expert id, in every layer that has experts
+    formats = Formats(precision=request.precision, channel_scale_itemsize=request.channel_scale_itemsize)
+    sums = sum_weights(model, formats)
     placement = Placement.even(model.num_experts, request.num_ranks)
-    max_context = min(request.max_context or model.max_context, model.max_context)
-    per_token = kv_bytes_per_token(model, request.precision)
-    ranks = []
-    for rank, experts in enumerate(placement.experts):
-        weights = replicated | {Part.ROUTED_EXPERTS: expert * len(experts)}
-        loaded = sum(part.loaded_bytes for part in weights.values())
-        held = RankPlan(
-            rank=rank,
-            experts=experts,
-            weights=weights,
-            activation_bytes=activation_bytes(model, request, len(experts)),
-            kv_blocks=_kv_blocks(request, per_token * request.block_size, max_context, loaded),
-        )
-        _demand_room(held, request, per_token * request.block_size, _advice(model, request, replicated, expert))
-        ranks.append(held)
+    ranks = tuple(_rank(model, request, sums, index, experts) for index, experts in enumerate(placement.experts))
+    for rank in ranks:
+        if _is_too_large(rank, request):
+            raise DoesNotFit(_refusal(rank, model, request, sums))
     return CapacityPlan(
         model=model,
         request=request,
-        checkpoint=sum(replicated.values(), expert * model.num_experts),
-        expert=expert_of_layer,
-        ranks=tuple(ranks),
-        max_context=max_context,
-        kv_bytes_per_token=per_token,
+        checkpoint=sum(sums.on_rank(model.num_experts).values(), Weights()),
+        expert=sums.expert,
+        ranks=ranks,
+        max_context=_max_context(model, request),
+        kv_bytes_per_token=kv_bytes_per_token(model, request.precision),
     )
 
 
 def kv_bytes_per_token(model: ModelConfig, precision: Precision) -> int:
     """Keys and values of one position in all layers. The MTP layer has no cache yet."""
     values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return values * _ITEMSIZE[precision.value]
+    return values * ITEMSIZE[precision.value]
 
 
 def activation_bytes(model: ModelConfig, request: CapacityRequest, num_local_experts: int) -> int:
-    """Most bytes that a step of T = max_rows_per_step rows needs on a rank; an upper bound, not a measurement.
+    """Most bytes that a step of T = max_rows_per_step rows needs on a rank: a bound, not a measurement.
 
-    With a bytes per value: the rotary table, residual and normed rows, and the largest of
-    attention  a T (QKV + 2 A D + H)          QKV, rotated queries, attended, projected
-    dense FFN  a T (I + H)
-    exchange   a ((T K + 2 R) H + R I) + 4 T E   copies sent, rows received and sorted (or answered), inner width;
-               R = G T min(K, local experts): every row of every rank may choose this rank's experts
-    logits     4 * 2 T V                      of rows that ask for prompt logprobs, and their log-softmax
+    With a bytes per value: the rotary table, residual and normed rows (2 a T H), and the largest of
+    attention  a T (QKV + 2 A D + H)              fused projection, rotated queries, attended, projected
+    dense FFN  a T (I_dense + H)
+    exchange   a ((T K + 2 R) H + R I) + 4 T E    copies sent, rows received and sorted, inner width, scores
+    logits     2 * 4 T V                          where every row asks for its log-probabilities
+    R = G T min(K, local experts): every row of every rank may choose this rank's experts.
     """
-    size, rows, hidden = _ITEMSIZE[request.precision.value], request.max_rows_per_step, model.hidden_size
-    received = request.num_ranks * rows * min(model.num_experts_per_tok, num_local_experts)
-    copies = rows * model.num_experts_per_tok
+    size, rows, hidden = ITEMSIZE[request.precision.value], request.max_rows_per_step, model.hidden_size
     attended = model.num_attention_heads * model.head_dim
-    attention = size * rows * (model.qkv_size + 2 * attended + hidden)
-    dense = size * rows * (model.intermediate_size + hidden) if model.first_k_dense_replace else 0
-    exchange = size * ((copies + 2 * received) * hidden + received * model.moe_intermediate_size)
-    scores = 4 * rows * model.num_experts
-    logits = 4 * 2 * rows * model.vocab_size
-    rotary = 4 * model.max_context * model.rope.rotary_dim
-    return rotary + size * 2 * rows * hidden + max(attention, dense, exchange + scores, logits)
+    copies = rows * model.num_experts_per_tok
+    received = request.num_ranks * rows * min(model.num_experts_per_tok, num_local_experts)
+    exchanged = (copies + 2 * received) * hidden + received * model.moe_intermediate_size
+    largest = max(
+        size * rows * (model.qkv_size + 2 * attended + hidden),
+        size * rows * (model.intermediate_size + hidden),
+        size * exchanged + 4 * rows * model.num_experts,
+        2 * 4 * rows * model.vocab_size,
+    )
+    return 4 * model.max_context * model.rope.rotary_dim + size * 2 * rows * hidden + largest
 
 
-def _sums(model: ModelConfig, request: CapacityRequest) -> tuple[dict[Part, Weights], Weights, int]:
-    """What every rank holds, by part; one routed expert of one layer; how many layers have routed experts."""
-    replicated: dict[Part, Weights] = {}
-    expert, num_expert_layers = Weights(), 0
-    for spec in expected_tensors(model):
-        part = _part(spec, model)
-        if spec.expert is None:
-            replicated[part] = replicated.get(part, Weights()) + _weights(spec, part, model, request)
-        elif spec.expert == 0:  # the others are alike
-            is_first = num_expert_layers == 0
-            num_expert_layers += spec.name.endswith("gate_proj.weight")
-            if is_first or num_expert_layers == 1:
-                expert += _weights(spec, part, model, request)
-    if model.tie_word_embeddings:  # the head is laid out apart for reading; the checkpoint has no second copy
-        tied = replicated[Part.EMBEDDING]
-        replicated[Part.HEAD] = Weights(loaded_bytes=tied.loaded_bytes)
-    return replicated, expert, num_expert_layers
+def _rank(
+    model: ModelConfig, request: CapacityRequest, sums: WeightSums, index: int, experts: tuple[int, ...]
+) -> RankPlan:
+    weights = sums.on_rank(len(experts))
+    per_block = kv_bytes_per_token(model, request.precision) * request.block_size
+    loaded_bytes = sum(part.loaded_bytes for part in weights.values())
+    kv_blocks = _kv_blocks(request, per_block, _max_context(model, request), loaded_bytes)
+    return RankPlan(
+        rank=index,
+        experts=experts,
+        weights=weights,
+        activation_bytes=activation_bytes(model, request, len(experts)),
+        kv_blocks=kv_blocks,
+        kv_bytes=kv_blocks * per_block,
+    )
 
 
-_PARTS = (
-    (r"word_embeddings\.", Part.EMBEDDING),
-    (r"^lm_head\.", Part.HEAD),
-    (r"\.experts\.\d+\.", Part.ROUTED_EXPERTS),
-    (r"\.shared_experts\.", Part.SHARED_EXPERTS),
-    (r"\.mlp\.gate\.", Part.ROUTERS),
-    (r"norm\.weight$", Part.NORMS),
-    (r"\.attention\.", Part.ATTENTION),
-    (r"\.mlp\.", Part.DENSE_FFN),
-)
-
-
-def _part(spec: TensorSpec, model: ModelConfig) -> Part:
-    if spec.expert is None and spec.name.startswith(f"model.layers.{model.num_hidden_layers}."):
-        return Part.MTP
-    return next(part for pattern, part in _PARTS if re.search(pattern, spec.name))
-
-
-def _weights(spec: TensorSpec, part: Part, model: ModelConfig, request: CapacityRequest) -> Weights:
-    """One tensor. FP8 formats quantise every linear but the head and the MTP layer's projection (model-spec §4)."""
-    count, stays_fp32 = math.prod(spec.shape), spec.kind in (TensorKind.ROUTER, TensorKind.BIAS)
-    stored = count * (4 if spec.kind is TensorKind.BIAS else _ITEMSIZE[model.torch_dtype])
-    is_plain = part is Part.HEAD or spec.name.endswith(".eh_proj.weight")
-    if model.quantization is not None and spec.kind is TensorKind.LINEAR and not is_plain:
-        itemsize = 4 if model.quantization.quant_method == "fp8" else request.scale_itemsize
-        stored = count + itemsize * math.prod(model.quantization.scale_shape(*spec.shape))
-    loaded = count * (4 if stays_fp32 else _ITEMSIZE[request.precision.value])
-    return Weights(num_tensors=1, num_parameters=count, stored_bytes=stored, loaded_bytes=loaded)
+def _max_context(model: ModelConfig, request: CapacityRequest) -> int:
+    return min(request.max_context or model.max_context, model.max_context)
 
 
 def _kv_blocks(request: CapacityRequest, per_block: int, max_context: int, loaded_bytes: int) -> int:
-    """As `engine.memory.kv_blocks`: what was asked for, or what can be used of a fraction of the memory left."""
+    """As `engine.memory.kv_blocks`: what was asked for, or what can be used of a share of the memory left."""
     if request.kv_bytes is not None:
         return request.kv_bytes // per_block
     useful = request.max_sequences * -(-max_context // request.block_size)
@@ -264,3 +178,49 @@ def _kv_blocks(request: CapacityRequest, per_block: int, max_context: int, loade
         return useful
     left = max(request.memory_bytes - loaded_bytes, 0)
     return min(useful, int(left * request.kv_fraction) // per_block)
+
+
+def _is_too_large(rank: RankPlan, request: CapacityRequest) -> bool:
+    if rank.kv_blocks < 1:
+        return True
+    return request.memory_bytes is not None and rank.used_bytes > request.memory_bytes
+
+
+def _refusal(rank: RankPlan, model: ModelConfig, request: CapacityRequest, sums: WeightSums) -> str:
+    per_block = kv_bytes_per_token(model, request.precision) * request.block_size
+    if request.kv_bytes is not None and request.kv_bytes < per_block:
+        return f"engine.kv_cache_size: {request.kv_bytes} bytes hold no block; one needs {per_block}"
+    assert request.memory_bytes is not None, "without a known memory everything fits"
+    kv_bytes = max(rank.kv_bytes, per_block)  # a rank must hold one block at least
+    needed = rank.total.loaded_bytes + rank.activation_bytes + kv_bytes
+    return (
+        f"cluster.ranks: with {request.num_ranks}, rank {rank.rank} needs {readable(needed)} "
+        f"(weights {readable(rank.total.loaded_bytes)}, activations up to {readable(rank.activation_bytes)}, "
+        f"KV cache {readable(kv_bytes)}) and {readable(request.memory_bytes)} are available; "
+        + _advice(rank, model, request, sums)
+    )
+
+
+def _advice(rank: RankPlan, model: ModelConfig, request: CapacityRequest, sums: WeightSums) -> str:
+    """What to change, most useful first."""
+    advice = []
+    for num_ranks in range(request.num_ranks + 1, model.num_experts + 1):
+        wider = replace(request, num_ranks=num_ranks)
+        first = _rank(model, wider, sums, 0, Placement.even(model.num_experts, num_ranks).local_experts(0))
+        if not _is_too_large(first, wider):
+            advice.append(f"use {num_ranks} ranks or more")
+            break
+    if request.precision is Precision.FP32:
+        advice.append("set model.dtype to bfloat16")
+    if rank.total.loaded_bytes < (request.memory_bytes or 0):
+        size = "engine.kv_fraction" if request.kv_bytes is None else "engine.kv_cache_size"
+        advice.append(f"lower engine.max_rows_per_step or {size}")
+    return ", or ".join(advice) or "devices with more memory are needed"
+
+
+def readable(num_bytes: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.2f} {unit}"
+    return f"{num_bytes} B"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cluster.capacity_plan import CapacityPlan, RankPlan, readable
+from cluster.capacity import CapacityPlan, RankPlan, readable
 from model.config import ModelConfig
 from model.quantization import BlockFp8
 
