@@ -31,6 +31,7 @@ class RaySession:
 
         Raises GroupStartError when the cluster cannot be reached.
         """
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it would announce its own settings
         on_term = signal.getsignal(signal.SIGTERM)
         try:
             if self._address == LOCAL:
