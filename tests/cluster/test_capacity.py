@@ -7,14 +7,17 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.shapes import SHAPES
@@ -105,6 +108,7 @@ def test_eight_ranks_hold_one_expert_group_each() -> None:
 # Against the engine and real files
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(TINY),
     num_ranks=st.integers(1, 20),
@@ -127,6 +131,7 @@ def test_ranks_together_hold_every_expert_once_and_what_the_engine_says(
         assert rank.total.loaded_bytes - second_head == weight_bytes(model, DTYPES[precision], rank.experts)
 
 
+@settings(deadline=None)
 @given(
     block_size=st.sampled_from([1, 16, 64]),
     max_sequences=st.integers(1, 300),
@@ -244,6 +249,43 @@ def test_activations_of_a_step_by_hand() -> None:
     exchange = 2 * ((20 + 2 * received) * 64 + received * 32) + 4 * 10 * 8
     assert activation_bytes(narrow, request, 2) == rotary + kept + exchange
     assert activation_bytes(narrow, request, 1) < activation_bytes(narrow, request, 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"vocab_size": 64}], ids=["logits largest", "exchange largest"])
+def test_a_real_step_stays_below_the_bound(tmp_path: Path, changes: dict[str, Any]) -> None:
+    from tests.oracle.tiny_models import kv_cache, ragged_batch, tiny_model
+
+    source = tiny_model(SHAPES["B"] | changes, tmp_path / "model", dtype=torch.bfloat16)
+    model, kv = source.load(torch.bfloat16), kv_cache(source.load(torch.bfloat16), 64, torch.bfloat16)
+    num_rows = 256
+    batch = ragged_batch([([1] * num_rows, 0, range(64))])
+    with PeakOfTensors() as measured:
+        logits = model.forward(batch, kv).logits
+        logits.log_softmax(-1)
+    request = CapacityRequest(num_ranks=1, max_rows_per_step=num_rows)
+    rotary_table = 4 * source.config.max_context * source.config.rope.rotary_dim  # made when the model is loaded
+    bound = activation_bytes(source.config, request, source.config.num_experts) - rotary_table
+    assert len(logits) == num_rows
+    assert bound / 2 < measured.peak_bytes <= bound
+
+
+class PeakOfTensors(TorchDispatchMode):
+    """Most bytes that the tensors made inside had at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = 0
+        self._live: dict[int, int] = {}  # address of a storage -> bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._live:
+                storage = tensor.untyped_storage()
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata)
+        self.peak_bytes = max(self.peak_bytes, sum(self._live.values()))
+        return out
 
 
 # Refusals
