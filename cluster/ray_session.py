@@ -9,6 +9,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import psutil
 import ray
 
 from cluster.executor import GroupStartError
@@ -16,6 +17,7 @@ from cluster.executor import GroupStartError
 LOCAL = "local"
 _ROOT = Path(__file__).resolve().parent.parent  # the rooms, which workers import
 _OBJECT_STORE_BYTES = 128 * 2**20  # nothing large travels through it; Ray's least is 75 MiB
+_PREFIX = "sigmoe-ray-"  # of the folder of a Ray that was started here; the process id comes next
 
 
 class RaySession:
@@ -54,7 +56,8 @@ class RaySession:
     def _start_own(self, num_cpus: int) -> None:
         # A folder of our own: two servers never meet, and the end of one takes nothing from the other. Its path must
         # be short, since it holds Unix sockets.
-        self._folder = Path(tempfile.mkdtemp(prefix="sigmoe-"))
+        _remove_leftovers()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         ray.init(
             address=LOCAL,
             namespace=self._namespace,
@@ -76,3 +79,11 @@ class RaySession:
             logging_level=logging.ERROR,
             runtime_env={"working_dir": str(_ROOT)},
         )
+
+
+def _remove_leftovers() -> None:
+    """Delete the folders of servers that were killed before they could do it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
