@@ -194,10 +194,11 @@ def test_stored_bytes_are_those_of_a_real_checkpoint(
 
 
 @pytest.mark.parametrize("quantization", [BLOCK, CHANNEL], ids=["block", "channel"])
-def test_stored_bytes_are_those_of_a_real_fp8_checkpoint(
-    tiny: Callable[[str], TinyModel], tmp_path: Path, quantization: dict[str, Any]
-) -> None:
-    made, stored = write_fp8(tiny("F"), tmp_path / "fp8", quantization)
+def test_stored_bytes_are_those_of_a_real_fp8_checkpoint(tmp_path: Path, quantization: dict[str, Any]) -> None:
+    from tests.oracle.tiny_models import tiny_model
+
+    source = tiny_model(SHAPES["F"] | {"num_nextn_predict_layers": 1}, tmp_path / "plain")
+    made, stored = write_fp8(source, tmp_path / "fp8", quantization)
     itemsize = {tensor.element_size() for name, tensor in stored.items() if name.endswith("weight_scale")} or {4}
     model = made.config.model_copy(update={"torch_dtype": "bfloat16"})  # as write_fp8 stores what is not FP8
     sums = planned(model, channel_scale_itemsize=itemsize.pop()).checkpoint
@@ -213,6 +214,13 @@ def test_loaded_bytes_are_those_of_a_real_model(tiny: Callable[[str], TinyModel]
     rotary_table = 4 * source.config.max_context * source.config.rope.rotary_dim
     load_counters = 8 * source.config.num_experts
     assert sum(tensors.values()) - rotary_table - load_counters == made.ranks[0].total.loaded_bytes
+
+
+def test_a_whole_context_takes_its_last_block_whole() -> None:
+    model = ModelConfig.from_dict(SHAPES["A"])
+    per_block = kv_bytes_per_block(model, 16, torch.bfloat16)
+    made = planned(model, max_context=17, kv_bytes=7 * per_block)
+    assert made.full_sequences(made.ranks[0]) == 3
 
 
 def test_kv_bytes_are_those_of_a_real_cache() -> None:
