@@ -25,11 +25,14 @@ class OutOfMemory(Exception):
 def weight_bytes(model: ModelConfig, dtype: torch.dtype, local_experts: Collection[int]) -> int:
     """Bytes of the weights of a rank that holds these experts, as they lie in memory."""
     local = set(local_experts)
-    return sum(
+    loaded = sum(
         math.prod(spec.shape) * (4 if spec.kind in _FP32_KINDS else dtype.itemsize)
         for spec in expected_tensors(model)
         if spec.expert is None or spec.expert in local
     )
+    # A tied head is laid out a second time, for the way in which a head is read.
+    second_head = model.vocab_size * model.hidden_size * dtype.itemsize if model.tie_word_embeddings else 0
+    return loaded + second_head
 
 
 def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
@@ -54,7 +57,7 @@ def demand_room_for_weights(needed_bytes: int, free_bytes: int) -> None:
 def kv_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int) -> int:
     """How many blocks the KV cache gets. Raises OutOfMemory when they do not fit, or hold no single token."""
     per_block = kv_bytes_per_block(model, config.block_size, dtype)
-    context = config.max_context or model.max_context
+    context = min(config.max_context or model.max_context, model.max_context)
     if config.num_blocks is not None:
         return _fitting(config.num_blocks, per_block, free_bytes)
     if config.kv_bytes is not None:
