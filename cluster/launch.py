@@ -99,6 +99,10 @@ async def _serve(config: Config, model: ModelConfig, voice: Voice) -> int:
 
 async def _start(config: Config, deployment: Deployment, voice: Voice) -> None:
     start_s = time.monotonic()
+    if not voice.is_json:
+        over = "over Ray" if config.cluster.executor is ExecutorKind.RAY else "on this machine"
+        voice.console.print(f"starting {config.cluster.ranks} ranks {over} with {config.model.path}")
+        voice.console.file.flush()
     with LoadingView(voice.console, config.cluster.ranks, is_silent=voice.is_json) as view:
         async for progress in deployment.start():
             view.show(progress)

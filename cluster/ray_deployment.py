@@ -42,6 +42,7 @@ class RayDeployment:
         self._controller: Controller[RayGroup] | None = None
         self._group: RayGroup | None = None
         self._gateway: Any = None  # handle of the GatewayActor
+        self._listening: asyncio.Task[None] | None = None  # the first gateway's start
 
     async def start(self) -> AsyncIterator[LoadProgress]:
         """See `Deployment`."""
@@ -53,7 +54,8 @@ class RayDeployment:
             self._adopt,
             max_restarts=self._cluster.max_restarts,
         )
-        await self._start_gateway()
+        # Its process starts beside those of the ranks.
+        self._listening = asyncio.create_task(self._start_gateway())
         async for progress in self._controller.start():
             yield progress
 
@@ -86,6 +88,9 @@ class RayDeployment:
 
     async def stop(self, drain_s: float) -> None:
         """See `Deployment`."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
         if self._gateway is not None:
             await self._stop_gateway(drain_s)
         if self._controller is not None:
@@ -125,6 +130,9 @@ class RayDeployment:
 
     async def _adopt(self, group: RayGroup) -> None:
         self._group = group
+        if self._listening is not None:
+            listening, self._listening = self._listening, None
+            await listening
         try:
             await self._gateway.adopt.remote(group.members)
         except RayError as error:

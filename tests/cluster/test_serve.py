@@ -97,6 +97,7 @@ def test_wrong_settings_are_the_user_s_mistake(model: Path) -> None:
 def test_an_interrupt_while_loading_leaves_nothing(model: Path) -> None:
     server = Server(model, "--executor", "local", "--ranks", "2")
     assert server.process.stdout is not None
+    assert server.process.stdout.readline().startswith("starting 2 ranks on this machine")
     assert server.process.stdout.readline().startswith("rank 0: starting")
     assert server.stop() == 0
     server.end()
