@@ -55,8 +55,13 @@ class Tokenizer:
     async def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is; no special tokens are added. A long text is encoded beside the loop."""
         if len(text) > _LONG_TEXT:
-            return await asyncio.to_thread(self._encode, text)
-        return self._encode(text)
+            return await asyncio.to_thread(self.encode_now, text)
+        return self.encode_now(text)
+
+    def encode_now(self, text: str) -> list[int]:
+        """`encode` for callers without a loop."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """The text of tokens; bytes that are no whole character show as U+FFFD, ids without a token as nothing."""
@@ -72,10 +77,6 @@ class Tokenizer:
         if len(token_ids) > _LONG_TEXT:
             return await asyncio.to_thread(lambda: list(map(self.piece, token_ids)))
         return list(map(self.piece, token_ids))
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
 
 
 def _demand_byte_level(text: str, file: Path) -> None:

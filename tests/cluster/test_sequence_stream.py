@@ -28,7 +28,7 @@ def delta(*token_ids: int, reason: FinishReason | None = None, **fields: object)
 
 
 def ids_of(text: str) -> list[int]:
-    return TOKENIZER._encode(text)
+    return TOKENIZER.encode_now(text)
 
 
 def chunks_of(stream: SequenceStream, deltas: list[TokenDelta]) -> list[Chunk]:

@@ -64,8 +64,8 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     library.enable_truncation(3)
     library.enable_padding(length=50)
     library.save(str(tmp_path / "tokenizer.json"))
-    assert len(Tokenizer.from_dir(tmp_path)._encode("What is asthma and why?")) > 3
-    assert len(Tokenizer.from_dir(tmp_path)._encode("a")) == 1
+    assert len(Tokenizer.from_dir(tmp_path).encode_now("What is asthma and why?")) > 3
+    assert len(Tokenizer.from_dir(tmp_path).encode_now("a")) == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
