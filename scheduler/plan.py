@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from scheduler.request import SamplingParams, TokenLogprob
+from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,8 @@ class SequencePlan:
 
     Row r holds token `token_ids[r]` at position `start + r`; [0, start) is in the KV cache already.
     `num_logit_rows` trailing rows need logits: 0 for a chunk that ends inside the prompt, 1 where a token is
-    sampled, more for a verify. With `prompt_logprobs` every row's logits are wanted as well.
+    sampled, k + 1 for a verify, whose last k rows hold drafts. With `prompt_logprobs` every row's logits are wanted
+    as well.
     """
 
     sequence_id: int  # unique on this rank for its life, never reused
@@ -29,25 +30,51 @@ class SequencePlan:
     num_prompt_tokens: int = 0
     history: Seq[int] = ()  # prompt + output so far, given where a penalty needs it; valid until commit
     stop_token_ids: tuple[int, ...] = ()  # what min_tokens masks: end-of-text ids (unless ignored) + stop ids
+    next_token_id: int | None = None  # the token after the last row, where it is known: inside a prompt
+    draft_method: DraftMethod = DraftMethod.NONE  # what drafts for it; a model that does follows every one of its rows
+    num_proposals: int = 0  # drafts wanted for its next step; the block table has room for their rows
+
+    @property
+    def draft_ids(self) -> tuple[int, ...]:
+        """The drafts among the rows, which this step verifies."""
+        return self.token_ids[len(self.token_ids) - self.num_logit_rows + 1 :] if self.num_logit_rows > 1 else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """What one rank runs in one step. Without sequences the rank only takes part in the collectives."""
+    """What one rank runs in one step. Without sequences the rank only takes part in the collectives.
+
+    The draft model runs `num_draft_passes` times after the verification: once over the rows that stay, then once for
+    each further draft of the longest proposal. The group agrees on the number, since a pass may have collectives.
+    """
 
     step_id: int
     sequences: tuple[SequencePlan, ...]
     num_rows: int
+    num_draft_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceResult:
-    """What a step produced for one sequence: no token for an unfinished prompt, one for a decode."""
+    """What a step produced for one sequence.
+
+    No token for an unfinished prompt, one for a decode, for a verify the drafts accepted and one more.
+    """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    draft_ids: tuple[int, ...] = ()  # proposed for the next step, at most `num_proposals`
     error: str = ""  # non-empty: this sequence alone ends with FinishReason.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Seconds of wall-clock time that the phases of a step took."""
+
+    forward_s: float = 0.0  # the model over all rows
+    sample_s: float = 0.0  # sampling, verification, log-probabilities
+    draft_s: float = 0.0  # the draft model's passes, or the look-up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +83,4 @@ class StepResult:
 
     step_id: int
     sequences: tuple[SequenceResult, ...]
+    times: StepTimes = StepTimes()

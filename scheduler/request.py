@@ -29,6 +29,20 @@ class FinishReason(enum.Enum):
     ERROR = "error"
 
 
+class DraftMethod(enum.Enum):
+    """What proposes tokens ahead of the model, which then verifies several at once."""
+
+    NONE = "none"
+    EAGLE3 = "eagle3"  # a small dense layer fed with the model's inner states
+    MTP = "mtp"  # the checkpoint's own multi-token-prediction layer
+    NGRAM = "ngram"  # what followed the last tokens earlier in prompt and output
+
+    @property
+    def has_kv(self) -> bool:
+        """Whether it keeps keys and values of its own for every row of a sequence."""
+        return self in (DraftMethod.EAGLE3, DraftMethod.MTP)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. Defaults sample from the unmodified distribution.
@@ -70,6 +84,8 @@ class Request:
     deadline_s: float | None = None
     resumed: tuple[int, ...] = ()
     first_sequence_index: int = 0  # the sequences are numbered from here
+    draft_method: DraftMethod | None = None  # None: what the rank drafts with by default
+    max_drafts: int | None = None  # tokens drafted at a time; None: what the rank finds best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +101,16 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What drafting brought; tau = committed / rounds. Entry i of the tuples counts drafts at place i + 1 of a round."""
+
+    num_rounds: int = 0  # verifications of at least one draft
+    num_committed: int = 0  # tokens that came out of them
+    drafted: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one sequence cost. Times in seconds."""
 
@@ -95,6 +121,7 @@ class Usage:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafts: DraftCounts = DraftCounts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +152,9 @@ class SchedulerStats:
     num_preemptions: int = 0
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
+    drafts: DraftCounts = DraftCounts()
+    draft_length: int = 0  # tokens drafted per sequence at present
+    draft_reason: str = ""  # why that many, for an operator to read
+    forward_s: float = 0.0  # seconds since the start in the phases of steps; see StepTimes
+    sample_s: float = 0.0
+    draft_s: float = 0.0
