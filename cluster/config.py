@@ -152,11 +152,6 @@ class GatewaySection(_Section):
     resume_timeout_s: float = Field(
         default=60.0, gt=0, description="how long a stream whose rank was lost waits for one that serves"
     )
-    max_responses_per_s: float = Field(
-        default=1000.0,
-        gt=0,
-        description="pace of all streams together: tokens that come faster share a response, held back 0.1 s at most",
-    )
     drain_s: float = Field(default=2.0, ge=0, description="time that calls under way get when the server stops")
 
 

@@ -131,7 +131,6 @@ class Gateway:
             builder=RequestBuilder(model, max_context, draw_seed),
             max_context=max_context,
             dtype=self._config.dtype,
-            max_responses_per_s=self._config.max_responses_per_s,
             clock=self._clock,
             started=self._clock(),
         )

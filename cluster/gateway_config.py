@@ -13,6 +13,5 @@ class GatewayConfig:
     port: int = 50051  # 0: any free one
     max_requests: int = 2048  # calls admitted at the same time
     resume_timeout_s: float = 60.0  # how long a stream whose rank died waits for one that serves
-    max_responses_per_s: float = 1000.0  # of all streams together; see Serving.pause_s
     model_name: str = ""  # "": the checkpoint folder's name
     dtype: str = ""  # of the computation, as GetModel shows it; "": the checkpoint's

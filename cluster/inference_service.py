@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -95,8 +94,6 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                     ):
                         await context.write(response)
                     reasons.add(chunk.finish_reason)
-                if not stream.is_over:
-                    await asyncio.sleep(serving.pause_s())
         finally:
             serving.switchboard.close(stream)
         _raise_for(reasons)

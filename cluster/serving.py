@@ -15,8 +15,6 @@ from cluster.request_builder import RequestBuilder
 from cluster.served_model import ServedModel
 from cluster.switchboard import Switchboard
 
-_LONGEST_PAUSE_S = 0.1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
@@ -28,21 +26,12 @@ class Serving:
     builder: RequestBuilder
     max_context: int
     dtype: str
-    max_responses_per_s: float
     clock: Callable[[], float]
     started: float  # on the clock
 
     def uptime(self) -> duration_pb2.Duration:
         """How long it has been serving."""
         return seconds_message(self.clock() - self.started)
-
-    def pause_s(self) -> float:
-        """How long a stream lets tokens gather before its next response.
-
-        A response costs the gateway and the client far more than a token does, and on a small machine both take
-        that from the ranks. One stream alone waits a millisecond, which nobody sees.
-        """
-        return min(_LONGEST_PAUSE_S, self.switchboard.num_open / self.max_responses_per_s)
 
     def deadline(self, context: Any) -> float | None:
         """When a call's time is up, on the clock; None where the client set no deadline."""

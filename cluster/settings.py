@@ -51,7 +51,6 @@ def gateway_config(config: Config, model: ModelConfig) -> GatewayConfig:
         port=config.gateway.port,
         max_requests=config.gateway.max_requests,
         resume_timeout_s=config.gateway.resume_timeout_s,
-        max_responses_per_s=config.gateway.max_responses_per_s,
         model_name=config.model.served_name,
         dtype=precision(config, model).value,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.engine import Engine
 from engine.lockstep import Lockstep, StepNeeds
+from engine.outbox import Outbox
 from scheduler.plan import StepResult
 from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 
@@ -72,8 +73,8 @@ class Rank:
         self._expert_tokens = expert_tokens
         self._clock = clock
         self._inbox: deque[Request | str] = deque()  # a request to add, or the id of one to cancel
-        self._outbox: list[TokenDelta] = []
-        self._changed = threading.Condition()  # guards the outbox, the snapshot and the end
+        self._outbox = Outbox()
+        self._changed = threading.Lock()  # guards the snapshot
         self._is_stopping = False
         self._num_steps = 0
         self._num_tokens = 0
@@ -97,16 +98,14 @@ class Rank:
         self._lockstep.ring()
 
     def poll(self, timeout_s: float) -> tuple[TokenDelta, ...]:
-        """Take everything that came out since the last poll, waiting up to `timeout_s` for the first.
+        """Take everything that came out since the last poll, waiting up to `timeout_s` for the first; see `Outbox`.
 
         Raises RankLost once the loop has ended and all deltas have been taken.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._outbox or self.end_reason, timeout_s)
-            if self.end_reason and not self._outbox:
-                raise RankLost(self.end_reason)
-            deltas, self._outbox = tuple(self._outbox), []
-            return deltas
+        deltas = self._outbox.take(timeout_s)
+        if not deltas and self._outbox.is_drained:
+            raise RankLost(self.end_reason)
+        return deltas
 
     def status(self) -> RankSnapshot:
         """The rank as of its last step."""
@@ -135,9 +134,8 @@ class Rank:
             reason = f"{type(error).__name__}: {error}"
             _log.exception("event=rank_lost rank=%d steps=%d stats=%s", self.facts.rank, self._num_steps, self._stats)
         finally:
-            with self._changed:
-                self.end_reason = reason
-                self._changed.notify_all()
+            self.end_reason = reason
+            self._outbox.close()
 
     def _turn(self) -> bool:
         """One step, or one sleep. False when the group stops."""
@@ -181,10 +179,8 @@ class Rank:
     def _publish(self, deltas: list[TokenDelta]) -> None:
         with self._changed:
             self._stats = self._engine.stats()
-            if deltas:
-                self._num_tokens += sum(len(delta.token_ids) for delta in deltas)
-                self._outbox.extend(deltas)
-                self._changed.notify_all()
+            self._num_tokens += sum(len(delta.token_ids) for delta in deltas)
+        self._outbox.put(deltas)
 
 
 def _refused(request: Request, refusal: RequestRefused | QueueFull) -> list[TokenDelta]:

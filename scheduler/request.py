@@ -102,7 +102,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCounts:
-    """What drafting brought; tau = committed / rounds. Entry i of the tuples counts drafts at place i + 1 of a round."""
+    """What drafting brought; tau = committed / rounds. Entry i of a tuple counts drafts at place i + 1 of a round."""
 
     num_rounds: int = 0  # verifications of at least one draft
     num_committed: int = 0  # tokens that came out of them

@@ -56,7 +56,6 @@ async def started_world(
     *,
     max_requests: int = 1000,
     resume_timeout_s: float = 30.0,
-    max_responses_per_s: float = 1000.0,
     **ranks: Any,
 ) -> AsyncIterator[World]:
     executor = SimulatedExecutor(**{"eos": (END, ROLE_END), **ranks})
@@ -66,7 +65,6 @@ async def started_world(
         port=0,
         max_requests=max_requests,
         resume_timeout_s=resume_timeout_s,
-        max_responses_per_s=max_responses_per_s,
     )
     gateway = Gateway(config, executor, model_dir)
     port = await gateway.start()

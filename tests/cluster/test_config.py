@@ -41,7 +41,6 @@ KEYS = [
     "gateway.port",
     "gateway.max_requests",
     "gateway.resume_timeout_s",
-    "gateway.max_responses_per_s",
     "gateway.drain_s",
 ]
 

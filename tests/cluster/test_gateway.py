@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from engine.simulated_runner import simulated_output
@@ -153,13 +151,3 @@ async def test_tokenize_and_detokenize(world: World) -> None:
     assert await violations(world.inference.Detokenize(pb.DetokenizeRequest(ids=[1, 512]))) == {
         "ids[1]": "token id 512 is not allowed: 0 to 511 is"
     }
-
-
-async def test_streams_keep_the_pace_and_lose_nothing(start: Start) -> None:
-    async with start(max_responses_per_s=0.01) as world:  # far below one stream: the longest pause, 0.1 s, rules
-        start_s = time.monotonic()
-        responses = [response async for response in world.inference.Generate(generate(max_tokens=110))]
-        elapsed_s = time.monotonic() - start_s
-        assert [i for response in responses for i in response.token_ids] == expected(PROMPT, max_tokens=110)
-        assert len(responses) <= 2 + elapsed_s / 0.1
-        await world.settled()
