@@ -9,7 +9,7 @@
 
 #include "common.h"
 
-enum { MAX_THREADS = 256, SPIN_NS = 200000 };
+enum { MAX_THREADS = 256, SPIN_NS = 200000, PATIENCE_NS = 50000 };
 
 // The job lies in plain sight of late threads. `left` holds its generation above and the number of items that nobody
 // has claimed below: a thread reads the job and then claims an item by comparing both, so a claim cannot mix two
@@ -91,6 +91,19 @@ static void start_threads(void) {
     }
 }
 
+// A thread that lost its core in the middle of an item waits in the queue of that core. Giving up ours for a moment lets
+// the system move it here; a caller that only yields keeps its core busy and the thread where it is.
+static void wait_for_late_threads(int64_t items) {
+    const struct timespec moment = {0, 1};
+    const int64_t until = now_ns() + PATIENCE_NS;
+    while (atomic_load_explicit(&job.done, memory_order_acquire) < items) {
+        if (now_ns() < until)
+            sched_yield();
+        else
+            nanosleep(&moment, NULL);
+    }
+}
+
 EXPORT void sigmoe_use_threads(int threads) {
     pthread_mutex_lock(&caller);
     wanted_threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
@@ -122,6 +135,6 @@ void pool_run(int64_t items, int threads, pool_body body, void *context) {
         pthread_mutex_unlock(&bed);
     }
     work(0);
-    while (atomic_load_explicit(&job.done, memory_order_acquire) < items) sched_yield();
+    wait_for_late_threads(items);
     pthread_mutex_unlock(&caller);
 }
