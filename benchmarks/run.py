@@ -44,6 +44,9 @@ def main() -> None:
         "in process": _measure("benchmarks.engine", runs),
         "in process, no matrix tiles": _measure("benchmarks.engine", [*runs, "--no-amx"]),
         "gRPC, Ray, 1 rank": _measure("benchmarks.serving", [*runs, "--ranks", "1"]),
+        "gRPC, Ray, 1 rank, no matrix tiles": _measure(
+            "benchmarks.serving", [*runs, "--ranks", "1", "--set", "engine.amx=false"]
+        ),
         "gRPC, Ray, 2 ranks": _measure("benchmarks.serving", [*runs, "--ranks", "2"]),
     }
     report = {"machine": machine(), "model": model.name, "measured": measured}
