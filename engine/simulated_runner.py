@@ -44,6 +44,11 @@ class SimulatedKV:
             digest = written[needed - 1]
         return digest
 
+    def digests(self, block_table: Sequence[int], start: int, end: int) -> list[int]:
+        """The digests after positions [start, end), which must have been written."""
+        size = self._block_size
+        return [self._digests[block_table[at // size]][at % size] for at in range(start, end)]
+
     def write(self, block_table: Sequence[int], start: int, digests: list[int], before: int) -> None:
         """Fill the slots of positions [start, start + len(digests)); `before` is the digest of [0, start)."""
         size = self._block_size
@@ -55,20 +60,45 @@ class SimulatedKV:
             before = digest
 
 
+class SimulatedDraftKV:
+    """What a draft model's cache would hold: slot i stands for the tokens [0, i + 1], one more than the model's."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._digests: dict[int, int] = {}  # by slot
+
+    def check(self, block_table: Sequence[int], expected: Sequence[int]) -> None:
+        """Assert that positions [0, len(expected)) hold these digests. Raises StaleKV."""
+        for position, digest in enumerate(expected):
+            if self._digests.get(self._slot(block_table, position)) != digest:
+                raise StaleKV(f"the draft model's row at position {position} was written for other tokens")
+
+    def write(self, block_table: Sequence[int], start: int, digests: Sequence[int]) -> None:
+        """Fill the slots of positions [start, start + len(digests))."""
+        for position, digest in enumerate(digests, start=start):
+            self._digests[self._slot(block_table, position)] = digest
+
+    def _slot(self, block_table: Sequence[int], position: int) -> int:
+        return block_table[position // self._block_size] * self._block_size + position % self._block_size
+
+
 class SimulatedModel:
     """The pure function: from a digest of the tokens so far to the next token and its log-probability."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
 
-    def next_token(self, digest: int, rows: SequencePlan) -> int:
-        """The token after the tokens in `digest`: a greedy one depends on these alone, a drawn one on its seed too."""
+    def next_token(self, digest: int, rows: SequencePlan, ahead: int = 0) -> int:
+        """The token after the tokens in `digest`: a greedy one depends on these alone, a drawn one on its seed too.
+
+        `ahead` is how many output tokens lie between the first logit row and this one.
+        """
         sampling = rows.sampling
         if sampling.temperature > 0.0:
-            for value in (sampling.seed, rows.sequence_index, rows.output_index):
+            for value in (sampling.seed, rows.sequence_index, rows.output_index + ahead):
                 digest = _mix(digest, value)
         token_id = digest % self._vocab_size
-        if rows.output_index < sampling.min_tokens:
+        if rows.output_index + ahead < sampling.min_tokens:
             while token_id in rows.stop_token_ids:
                 token_id = (token_id + 1) % self._vocab_size
         return token_id
@@ -84,6 +114,7 @@ class SimulatedRunner:
 
     A wrong token, position or block table changes what follows or raises StaleKV. `on_step` is called with the rows
     of each step (to spend time, say); a sequence that runs a row of `error_token_id` gets an error for its result.
+    Drafts are right with the chance `draft_skill`, as a hash of the tokens before them decides.
     """
 
     def __init__(
@@ -92,10 +123,14 @@ class SimulatedRunner:
         block_size: int,
         vocab_size: int = 256,
         error_token_id: int | None = None,
+        draft_skill: float = 0.7,
         on_step: Callable[[StepPlan], None] | None = None,
     ) -> None:
         self._kv = SimulatedKV(block_size)
         self._model = SimulatedModel(vocab_size)
+        self._draft_kv = SimulatedDraftKV(block_size)
+        self._vocab_size = vocab_size
+        self._draft_skill = draft_skill
         self._error_token_id = error_token_id
         self._on_step = on_step
 
@@ -113,11 +148,56 @@ class SimulatedRunner:
             return SequenceResult(error=f"token {self._error_token_id} was to fail")
         scores = self._score_prompt(rows, digests)
         if not rows.num_logit_rows:
+            if rows.draft_method.has_kv:
+                self._draft(rows, digests, ())
             return SequenceResult(prompt_logprobs=scores)
-        token_id = self._model.next_token(digest, rows)
-        num_top = rows.sampling.num_logprobs
-        logprobs = () if num_top is None else (self._model.score(digest, token_id, num_top),)
-        return SequenceResult(token_ids=(token_id,), logprobs=logprobs, prompt_logprobs=scores)
+        kept = self._verify(rows, digests)
+        first, num_top = len(digests) - rows.num_logit_rows, rows.sampling.num_logprobs
+        logprobs = (
+            ()
+            if num_top is None
+            else tuple(
+                self._model.score(digests[first + ahead], token_id, num_top) for ahead, token_id in enumerate(kept)
+            )
+        )
+        drafts = self._draft(rows, digests, kept)
+        return SequenceResult(token_ids=kept, logprobs=logprobs, prompt_logprobs=scores, draft_ids=drafts)
+
+    def _verify(self, rows: SequencePlan, digests: list[int]) -> tuple[int, ...]:
+        """The tokens after the logit rows, up to the first that is not the next row's draft."""
+        kept: list[int] = []
+        first = len(digests) - rows.num_logit_rows
+        for ahead in range(rows.num_logit_rows):
+            kept.append(self._model.next_token(digests[first + ahead], rows, ahead))
+            if (*rows.draft_ids, -1)[ahead] != kept[-1]:
+                break
+        return tuple(kept)
+
+    def _draft(self, rows: SequencePlan, digests: list[int], kept: tuple[int, ...]) -> tuple[int, ...]:
+        """Follow the rows that stay, then propose."""
+        num_staying = len(digests) - rows.num_logit_rows + len(kept)
+        after = rows.next_token_id if not kept else kept[-1]
+        assert after is not None, "a chunk inside a prompt does not know the token behind it"
+        digest = _mix(digests[num_staying - 1], after)
+        if rows.draft_method.has_kv:
+            self._follow(rows, digests[:num_staying], digest)
+        proposals: list[int] = []
+        for ahead in range(len(kept), len(kept) + rows.num_proposals):
+            right = self._model.next_token(digest, rows, ahead)
+            is_right = _mix(digest, 17) % 1000 < 1000 * self._draft_skill
+            proposals.append(right if is_right else (right + 1) % self._vocab_size)
+            digest = _mix(digest, proposals[-1])
+        if rows.draft_method.has_kv:
+            end = rows.start + num_staying
+            # Rows that no state of the model stands behind: whoever reads them later goes wrong.
+            self._draft_kv.write(rows.block_table, end, [-1] * max(rows.num_proposals - 1, 0))
+        return tuple(proposals)
+
+    def _follow(self, rows: SequencePlan, digests: list[int], after: int) -> None:
+        """Check the draft model's rows before these, then write theirs."""
+        past = self._kv.digests(rows.block_table, min(1, rows.start), rows.start)
+        self._draft_kv.check(rows.block_table, [*past, digests[0]] if rows.start else [])
+        self._draft_kv.write(rows.block_table, rows.start, [*digests[1:], after])
 
     def _score_prompt(self, rows: SequencePlan, digests: list[int]) -> tuple[TokenLogprob, ...]:
         targets, num_top = rows.prompt_logprob_targets, rows.sampling.num_prompt_logprobs or 0

@@ -15,8 +15,17 @@ class BlockTables:
     fill / release are opposites; extend and publish happen in between.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, is_caching: bool) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, is_caching: bool, *, max_ahead: int = 0, lookahead: int = 0
+    ) -> None:
+        """`max_ahead` positions beyond the known tokens may be reserved for drafts.
+
+        `lookahead` tokens after a block belong to its key: 1 where a draft model shares the blocks, whose row at a
+        position depends on the token after it.
+        """
         self._block_size = block_size
+        self._max_ahead = max_ahead
+        self._lookahead = lookahead
         self._is_caching = is_caching
         self._cache = PrefixCache()
         self._pool = BlockPool(num_blocks, self._cache)
@@ -46,6 +55,7 @@ class BlockTables:
         self._pool.share(hits)  # before acquire, which could evict them
         sequence.block_table = [*hits, *self._pool.acquire(num_new)]
         sequence.num_computed = len(hits) * self._block_size
+        sequence.is_followed = all(map(self._cache.is_followed, hits))
         if sequence.num_preemptions == 0:  # what it finds of itself later is no hit
             self.prefix_query_tokens += len(sequence.tokens)
             self.prefix_hit_tokens += sequence.num_computed
@@ -60,12 +70,32 @@ class BlockTables:
         sequence.block_table += self._pool.acquire(1)
         return True
 
+    def reserve(self, sequence: Sequence, num_positions: int, num_spare: int) -> int:
+        """Give a running sequence blocks ahead, as far as `num_spare` stay free; returns the positions it has now."""
+        table, size = sequence.block_table, self._block_size
+        wanted = -(-num_positions // size) - len(table)
+        if wanted > 0:
+            table += self._pool.acquire(min(wanted, max(self._pool.num_free - num_spare, 0)))
+        return len(table) * size
+
+    def trim(self, sequence: Sequence) -> bool:
+        """Take back what was reserved ahead; returns whether there was anything."""
+        needed = -(-len(sequence.tokens) // self._block_size)
+        ahead = sequence.block_table[needed:]
+        if not ahead:
+            return False
+        del sequence.block_table[needed:]
+        self._pool.release(ahead)
+        return True
+
     def publish(self, sequence: Sequence, start: int) -> None:
         """Offer the blocks that positions [start, num_computed) have filled for reuse."""
         if not self._is_caching:
             return
-        for index in range(start // self._block_size, sequence.num_computed // self._block_size):
-            self._cache.publish(self._key(sequence, index), sequence.block_table[index])
+        end = min(sequence.num_computed, len(sequence.tokens) - self._lookahead)
+        for index in range(start // self._block_size, end // self._block_size):
+            key = self._key(sequence, index)
+            self._cache.publish(key, sequence.block_table[index], is_followed=sequence.is_followed)
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks back. What was published stays to be found until the memory is needed."""
@@ -89,7 +119,7 @@ class BlockTables:
                 f"sequence {sequence.sequence_id}: {sequence.num_computed} computed of {len(sequence.tokens)} "
                 f"tokens in {room} positions"
             )
-            assert room - self._block_size < len(sequence.tokens), (
+            assert room - self._block_size < len(sequence.tokens) + self._max_ahead, (
                 f"sequence {sequence.sequence_id}: {room} positions for {len(sequence.tokens)} tokens"
             )
 
@@ -109,5 +139,6 @@ class BlockTables:
         keys, size = sequence.block_keys, self._block_size
         while len(keys) <= index:
             first = len(keys) * size
-            keys.append(chain_key(keys[-1] if keys else b"", sequence.tokens[first : first + size]))
+            covered = sequence.tokens[first : first + size + self._lookahead]
+            keys.append(chain_key(keys[-1] if keys else b"", covered))
         return keys[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.request import Request, RequestRefused
+from scheduler.request import DraftMethod, Request, RequestRefused
 
 _MAX_TOKEN_ID = 2**31 - 1  # the widest id that the batch and the block keys can hold
 
@@ -23,6 +23,10 @@ class SchedulerConfig:
     ageing_s: float = 30.0  # waiting that lifts a request by one priority
     max_waiting: int = 1024  # sequences
     vocab_size: int | None = None  # None: the upper end of token ids goes unchecked
+    draft_method: DraftMethod = DraftMethod.NONE  # of requests that name none
+    model_method: DraftMethod = DraftMethod.NONE  # the kind of draft model that is loaded, if any
+    max_drafts: int = 0  # tokens drafted at a time
+    adaptive_drafts: bool = True  # else always `max_drafts`
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_rows_per_step", "max_sequences", "max_context", "ageing_s"):
@@ -33,6 +37,11 @@ class SchedulerConfig:
             raise ValueError(
                 f"max_rows_per_step is {self.max_rows_per_step}, must be at least max_sequences ({self.max_sequences})"
             )
+
+        if self.max_drafts < 0:
+            raise ValueError(f"max_drafts is {self.max_drafts}, must not be negative")
+        if self.draft_method.has_kv and self.draft_method is not self.model_method:
+            raise ValueError(f"draft_method is {self.draft_method.value}, loaded is {self.model_method.value}")
 
     @property
     def context_limit(self) -> int:
@@ -53,9 +62,18 @@ def refuse_impossible(request: Request, config: SchedulerConfig) -> None:
         raise RequestRefused("sampling.max_tokens", f"is {sampling.max_tokens}, must be at least 1")
     if not 0 <= sampling.min_tokens <= sampling.max_tokens:
         raise RequestRefused("sampling.min_tokens", f"is {sampling.min_tokens}, must be 0 to {sampling.max_tokens}")
+    _refuse_strange_drafting(request, config)
     for field, token_ids in (("prompt", request.prompt), ("resumed", request.resumed)):
         _refuse_strange_ids(field, token_ids, config.vocab_size)
     _refuse_too_long(request, config)
+
+
+def _refuse_strange_drafting(request: Request, config: SchedulerConfig) -> None:
+    method = request.draft_method
+    if method is not None and method.has_kv and method is not config.model_method:
+        raise RequestRefused("draft_method", f"{method.value} is not loaded; {config.model_method.value} is")
+    if request.max_drafts is not None and request.max_drafts < 0:
+        raise RequestRefused("max_drafts", f"is {request.max_drafts}, must not be negative")
 
 
 def _refuse_strange_ids(field: str, token_ids: tuple[int, ...], vocab_size: int | None) -> None:

@@ -23,6 +23,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
+        self._followed: set[int] = set()  # blocks that hold the draft model's keys and values, too
 
     def __len__(self) -> int:
         return len(self._key_of)
@@ -34,20 +35,28 @@ class PrefixCache:
         """The block with this key."""
         return self._block_of.get(key)
 
-    def publish(self, key: bytes, block: int) -> None:
+    def is_followed(self, block: int) -> bool:
+        """Whether a published block holds the draft model's keys and values, too."""
+        return block in self._followed
+
+    def publish(self, key: bytes, block: int, *, is_followed: bool = False) -> None:
         """Offer a computed block for reuse. Where another holds the same tokens already, that one stays the one."""
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key] = block
             self._key_of[block] = key
+            if is_followed:
+                self._followed.add(block)
 
     def forget(self, block: int) -> None:
         """Withdraw a block, whose content is about to change. One that was never published is ignored."""
         key = self._key_of.pop(block, None)
         if key is not None:
             del self._block_of[key]
+            self._followed.discard(block)
 
     def check(self) -> None:
         """Assert that the two directions agree."""
         assert len(self._block_of) == len(self._key_of), f"{len(self._block_of)} keys, {len(self._key_of)} blocks"
+        assert self._followed <= self._key_of.keys(), "a block is followed and not published"
         for block, key in self._key_of.items():
             assert self._block_of[key] == block, f"block {block} is published, its key leads to {self._block_of[key]}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scheduler.block_tables import BlockTables
+from scheduler.drafting import DraftPlanner
 from scheduler.limits import SchedulerConfig, refuse_impossible
 from scheduler.live_requests import LiveRequest, LiveRequests
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
 from scheduler.queue_policy import service_order, turn
 from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 from scheduler.sequence import Sequence, stop_ids
@@ -30,12 +31,20 @@ class Scheduler:
         self._clock = clock
         self._context_limit = config.context_limit
         self._live = LiveRequests()
-        self._tables = BlockTables(config.num_blocks, config.block_size, config.prefix_cache)
+        self._tables = BlockTables(
+            config.num_blocks,
+            config.block_size,
+            config.prefix_cache,
+            max_ahead=2 * config.max_drafts,
+            lookahead=1 if config.model_method.has_kv else 0,
+        )
+        self._drafting = DraftPlanner(config, self._tables)
         self._in_flight: dict[int, Sequence] = {}  # planned and not ended since, by sequence id
         self._ended: list[TokenDelta] = []  # of sequences that ended outside a step, handed out by `commit`
         self._num_added = 0
         self._num_steps = 0
         self._num_preemptions = 0
+        self._times = StepTimes()  # of all steps together
 
     @property
     def has_work(self) -> bool:
@@ -74,12 +83,16 @@ class Scheduler:
         for live in self._live.overdue(now_s):
             self._end_all(live, FinishReason.DEADLINE, now_s)
         rows = self._plan_decodes()
-        left = self._config.max_rows_per_step - len(rows)
+        left = self._config.max_rows_per_step - sum(len(planned.token_ids) for planned in rows)
         if self._live.waiting or len(rows) < len(self._live.running):
             rows += self._plan_chunks(left, now_s)
         self._num_steps += 1
-        num_rows = sum(len(planned.token_ids) for planned in rows)
-        return StepPlan(step_id=self._num_steps, sequences=tuple(rows), num_rows=num_rows)
+        return StepPlan(
+            step_id=self._num_steps,
+            sequences=tuple(rows),
+            num_rows=sum(len(planned.token_ids) for planned in rows),
+            num_draft_passes=0 if self._drafting.is_idle else self._drafting.num_passes(rows),
+        )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Take over what the planned step yielded, and hand out what there is to tell since the last commit."""
@@ -92,10 +105,14 @@ class Scheduler:
             sequence = in_flight[planned.sequence_id]
             if sequence.finish_reason is None and (delta := self._advance(sequence, planned, outcome, now_s)):
                 deltas.append(delta)
+        self._add_times(result.times)
+        if not self._drafting.is_idle:
+            self._drafting.end_step(plan, result.times)
         return deltas
 
     def stats(self) -> SchedulerStats:
-        """A snapshot of queues and blocks."""
+        """A snapshot of queues, blocks and drafting."""
+        draft_length, draft_reason = self._drafting.present
         return SchedulerStats(
             num_waiting=len(self._live.waiting) + self._live.num_held,
             num_running=len(self._live.running),
@@ -106,6 +123,12 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             prefix_hit_tokens=self._tables.prefix_hit_tokens,
             prefix_query_tokens=self._tables.prefix_query_tokens,
+            drafts=self._drafting.counts(),
+            draft_length=draft_length,
+            draft_reason=draft_reason,
+            forward_s=self._times.forward_s,
+            sample_s=self._times.sample_s,
+            draft_s=self._times.draft_s,
         )
 
     def check(self) -> None:
@@ -126,22 +149,48 @@ class Scheduler:
             stop_token_ids=stop_ids(request.sampling, self._config.eos_token_ids),
             tokens=[*request.prompt, *request.resumed],
             prompt_scores=[] if wants_scores else None,
+            drafting=self._drafting.admit(request),
         )
 
     def _plan_decodes(self) -> list[SequencePlan]:
-        """One row for every running sequence that lacks just one; blocks are taken from the last in line."""
-        rows: list[SequencePlan] = []
+        """One row for every running sequence that lacks just one, and its drafts.
+
+        Blocks are taken from what others reserved ahead, then from the last in line.
+        """
+        decodes: list[Sequence] = []
         for sequence in list(self._live.running):
             # Preempted by one before it in this very loop, or with more to catch up.
             if sequence.num_outstanding != 1 or not sequence.is_running:
                 continue
             while not self._tables.extend(sequence):
+                if not self._drafting.is_idle and self._take_back():
+                    continue
                 self._preempt(self._live.running.last())
                 if not sequence.is_running:
                     break
             else:
-                rows.append(self._plan_rows(sequence, 1))
+                decodes.append(sequence)
+        if self._drafting.is_idle:
+            return [self._plan_rows(sequence, 1) for sequence in decodes]
+        return self._plan_verifies(decodes)
+
+    def _plan_verifies(self, decodes: list[Sequence]) -> list[SequencePlan]:
+        """The decodes with as many of their drafts as there are rows and blocks for."""
+        self._drafting.begin_step(decodes)
+        num_spare = len(self._live.running)
+        left = self._config.max_rows_per_step - len(decodes)
+        if self._live.waiting or len(decodes) < len(self._live.running):
+            left //= 2  # prompts go on beside
+        rows = []
+        for sequence in decodes:
+            num_drafts = self._drafting.num_drafts(sequence, left, num_spare)
+            left -= num_drafts
+            rows.append(self._plan_rows(sequence, 1, num_drafts))
         return rows
+
+    def _take_back(self) -> bool:
+        """Free the blocks that running sequences hold ahead; returns whether there were any."""
+        return any([self._tables.trim(sequence) for sequence in self._live.running])
 
     def _plan_chunks(self, num_rows: int, now_s: float) -> list[SequencePlan]:
         """Share the rows that decodes left among the sequences with more to catch up, letting in waiting ones.
@@ -181,6 +230,7 @@ class Scheduler:
         if not self._tables.fill(sequence, num_spare=len(self._live.running)):
             return False
         self._live.start(sequence)
+        self._drafting.enter(sequence)
         if sequence.started_s is None:
             sequence.started_s = now_s
             sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt)
@@ -190,14 +240,19 @@ class Scheduler:
         """Take all blocks back from a running sequence; it waits in its old place and computes everything again."""
         self._live.stop(sequence)
         self._tables.release(sequence)
+        sequence.drafts = ()
         sequence.num_preemptions += 1
         self._num_preemptions += 1
         if sequence.prompt_scores is not None:
             sequence.prompt_scores = []
 
-    def _plan_rows(self, sequence: Sequence, num_rows: int) -> SequencePlan:
+    def _plan_rows(self, sequence: Sequence, num_rows: int, num_drafts: int = 0) -> SequencePlan:
         self._in_flight[sequence.sequence_id] = sequence
-        return sequence.rows(num_rows)
+        if sequence.drafting is None:
+            return sequence.rows(num_rows)
+        is_sampled = num_rows == sequence.num_outstanding
+        num_proposals = self._drafting.num_proposals(sequence, num_drafts, len(self._live.running)) if is_sampled else 0
+        return sequence.drafted_rows(num_rows, num_drafts, num_proposals)
 
     def _advance(
         self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, now_s: float
@@ -214,6 +269,8 @@ class Scheduler:
         # A row with logits stays only if its token was kept; all others were known to be right.
         sequence.num_computed = planned.start + len(planned.token_ids) - num_logit_rows + num_kept
         self._tables.publish(sequence, planned.start)
+        if sequence.drafting is not None:
+            self._drafting.settle(sequence, planned, outcome, num_kept)
         if sequence.prompt_scores is not None:
             sequence.prompt_scores += outcome.prompt_logprobs
         if self._live.num_held and sequence.num_computed >= sequence.num_prompt:
@@ -237,6 +294,14 @@ class Scheduler:
             prompt_logprobs=sequence.take_prompt_scores(),
             finish_reason=reason,
             usage=None if reason is None else sequence.usage(now_s),
+        )
+
+    def _add_times(self, times: StepTimes) -> None:
+        before = self._times
+        self._times = StepTimes(
+            forward_s=before.forward_s + times.forward_s,
+            sample_s=before.sample_s + times.sample_s,
+            draft_s=before.draft_s + times.draft_s,
         )
 
     def _end_all(self, live: LiveRequest, reason: FinishReason, now_s: float) -> None:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
+from scheduler.draft_odds import DraftOdds
+from scheduler.draft_tally import DraftTally
 from scheduler.plan import SequencePlan
-from scheduler.request import FinishReason, Request, SamplingParams, TokenLogprob, Usage
+from scheduler.request import DraftCounts, DraftMethod, FinishReason, Request, SamplingParams, TokenLogprob, Usage
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Drafting:
+    """What is kept about drafting for one sequence."""
+
+    method: DraftMethod
+    odds: DraftOdds
+    max_drafts: int
+    tally: DraftTally = field(default_factory=DraftTally)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -31,6 +44,9 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_keys: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as needed yet
     prompt_scores: list[TokenLogprob] | None = None  # None: not wanted, or sent
+    drafts: tuple[int, ...] = ()  # proposed for its next step
+    drafting: Drafting | None = None  # None: nothing is drafted for it
+    is_followed: bool = False  # the draft model has seen every row computed
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # of the prompt, at the first start
     num_preemptions: int = 0
@@ -62,6 +78,14 @@ class Sequence:
         """Whether it holds blocks."""
         return bool(self.block_table)
 
+    @property
+    def draft_method(self) -> DraftMethod:
+        """What may draft for it now."""
+        drafting = self.drafting
+        if drafting is None or (drafting.method.has_kv and not self.is_followed):
+            return DraftMethod.NONE
+        return drafting.method
+
     def rows(self, num_rows: int) -> SequencePlan:
         """The next `num_rows` rows, to be computed in one step."""
         start, end = self.num_computed, self.num_computed + num_rows
@@ -81,6 +105,20 @@ class Sequence:
             num_prompt_tokens=num_prompt,
             history=tokens if _reads_history(sampling) else (),
             stop_token_ids=self.stop_token_ids,
+        )
+
+    def drafted_rows(self, num_rows: int, num_drafts: int, num_proposals: int) -> SequencePlan:
+        """The next rows with drafts behind them, and what the drafter shall do after them."""
+        plain, method = self.rows(num_rows), self.draft_method
+        end = plain.start + num_rows
+        return dataclasses.replace(
+            plain,
+            token_ids=plain.token_ids + self.drafts[:num_drafts],
+            num_logit_rows=plain.num_logit_rows + num_drafts,
+            next_token_id=self.tokens[end] if end < len(self.tokens) else None,
+            draft_method=method,
+            num_proposals=num_proposals,
+            history=self.tokens if method is DraftMethod.NGRAM else plain.history,
         )
 
     def accept(self, token_ids: tuple[int, ...], max_context: int) -> int:
@@ -118,6 +156,7 @@ class Sequence:
             queue_s=started_s - self.arrival_s,
             prefill_s=first_token_s - started_s,
             decode_s=now_s - first_token_s,
+            drafts=DraftCounts() if self.drafting is None else self.drafting.tally.counts(),
         )
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from scheduler.request import Request, SamplingParams
+from scheduler.request import DraftMethod, Request, SamplingParams
 from scheduler.scheduler import SchedulerConfig
 from tests.scheduler.world import ERROR_TOKEN, VOCAB_SIZE, World, prompt
 
@@ -16,6 +16,7 @@ from tests.scheduler.world import ERROR_TOKEN, VOCAB_SIZE, World, prompt
 @st.composite
 def configs(draw: st.DrawFn) -> SchedulerConfig:
     max_sequences = draw(st.integers(1, 6))
+    model_method = draw(st.sampled_from([DraftMethod.NONE, DraftMethod.EAGLE3]))
     return SchedulerConfig(
         num_blocks=draw(st.integers(4, 24)),
         block_size=draw(st.sampled_from([1, 3, 4])),
@@ -27,6 +28,10 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         ageing_s=10.0,
         max_waiting=10_000,
         vocab_size=VOCAB_SIZE,
+        model_method=model_method,
+        draft_method=draw(st.sampled_from([DraftMethod.NONE, DraftMethod.NGRAM, model_method])),
+        max_drafts=draw(st.sampled_from([0, 1, 3, 5])),
+        adaptive_drafts=draw(st.booleans()),
     )
 
 
@@ -63,8 +68,17 @@ class RandomEvents(RuleBasedStateMachine):
         sampling=samplings(),
         num_sequences=st.sampled_from([1, 1, 3]),
         priority=st.integers(-2, 2),
+        drafting=st.sampled_from([(None, None), (None, None), (DraftMethod.NONE, None), (DraftMethod.NGRAM, 2)]),
     )
-    def submit(self, length: int, tail: list[int], sampling: SamplingParams, num_sequences: int, priority: int) -> str:
+    def submit(
+        self,
+        length: int,
+        tail: list[int],
+        sampling: SamplingParams,
+        num_sequences: int,
+        priority: int,
+        drafting: tuple[DraftMethod | None, int | None],
+    ) -> str:
         name = f"r{len(self.world.requests)}"
         asked = Request(
             request_id=name,
@@ -72,6 +86,8 @@ class RandomEvents(RuleBasedStateMachine):
             sampling=sampling,
             num_sequences=num_sequences,
             priority=priority,
+            draft_method=drafting[0],
+            max_drafts=drafting[1],
         )
         self.world.add(asked)
         return name

@@ -69,7 +69,7 @@ def asking(asked: Request, **sampling: Any) -> Request:
 
 
 class World:
-    def __init__(self, config: SchedulerConfig = CONFIG) -> None:
+    def __init__(self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7) -> None:
         self.config = config
         self.clock = FakeClock()
         self.scheduler = Scheduler(config, self.clock)
@@ -78,6 +78,7 @@ class World:
             block_size=config.block_size,
             vocab_size=ERROR_TOKEN,
             error_token_id=ERROR_TOKEN,
+            draft_skill=draft_skill,
             on_step=self.plans.append,
         )
         self.engine = Engine(self.scheduler, runner)

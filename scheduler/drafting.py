@@ -1,0 +1,131 @@
+"""Drafting as the scheduler sees it: for whom, how many tokens, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from scheduler.block_tables import BlockTables
+from scheduler.draft_length import DraftLength
+from scheduler.draft_tally import DraftTally
+from scheduler.limits import SchedulerConfig
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepTimes
+from scheduler.request import DraftCounts, DraftMethod, Request
+from scheduler.sequence import Drafting, Sequence
+
+
+class DraftPlanner:
+    """Plans drafts and proposals for sequences that may have them. Costs nothing where no sequence may.
+
+    Drafts take what roots and chunks leave: rows of the budget, and blocks that nobody else is about to need.
+    """
+
+    def __init__(self, config: SchedulerConfig, tables: BlockTables) -> None:
+        self._config = config
+        self._tables = tables
+        self._lengths: dict[DraftMethod, DraftLength] = {}  # of the methods in use
+        self._total = DraftTally()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sequence ever asked for drafts."""
+        return not self._lengths
+
+    def admit(self, request: Request) -> Drafting | None:
+        """What to keep for a new sequence of this request; None where nothing is to be drafted."""
+        method = self._config.draft_method if request.draft_method is None else request.draft_method
+        limit = self._config.max_drafts if request.max_drafts is None else request.max_drafts
+        limit = min(limit, self._config.max_drafts)
+        if method is DraftMethod.NONE or not limit:
+            return None
+        if method not in self._lengths:
+            self._lengths[method] = DraftLength(
+                self._config.max_drafts, is_adaptive=self._config.adaptive_drafts, is_judged=method.has_kv
+            )
+        return Drafting(method=method, odds=self._lengths[method].new_odds(), max_drafts=limit)
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence starts, at the rows that it found in the prefix cache."""
+        drafting = sequence.drafting
+        if drafting is None or not drafting.method.has_kv:
+            sequence.is_followed = False
+        elif sequence.is_followed:
+            sequence.is_followed = self._lengths[drafting.method].follows_next()
+
+    def begin_step(self, decodes: Seq[Sequence]) -> None:
+        """Settle the lengths of a step that lets these sequences decode."""
+        for method, length in self._lengths.items():
+            mine = [sequence for sequence in decodes if sequence.draft_method is method]
+            length.begin_step(len(decodes), len(mine))
+            if method.has_kv and length.is_off:
+                for sequence in mine:
+                    sequence.is_followed, sequence.drafts = False, ()
+
+    def num_drafts(self, sequence: Sequence, num_rows: int, num_spare: int) -> int:
+        """Of the drafts proposed for a decode as many as it may run, at most `num_rows`; `num_spare` blocks stay."""
+        if not sequence.drafts or sequence.draft_method is DraftMethod.NONE:
+            return 0
+        wanted = min(len(sequence.drafts), num_rows, self._room(sequence))
+        if wanted <= 0:
+            return 0
+        known = len(sequence.tokens)
+        return min(wanted, self._tables.reserve(sequence, known + wanted, num_spare) - known)
+
+    def num_proposals(self, sequence: Sequence, num_drafts: int, num_spare: int) -> int:
+        """Drafts that a sequence with this step's token will want in the next step, blocks reserved for them."""
+        drafting = sequence.drafting
+        if drafting is None or sequence.draft_method is DraftMethod.NONE:
+            return 0
+        known = len(sequence.tokens) + num_drafts
+        # The draft model runs its own drafts, at positions behind all that this step may commit.
+        limit = min(drafting.max_drafts, self._room(sequence) - 1, self._config.context_limit - known)
+        wanted = self._lengths[drafting.method].length_for(drafting.odds, limit) if limit > 0 else 0
+        if wanted <= 0:
+            return 0
+        return max(0, min(wanted, self._tables.reserve(sequence, known + wanted, num_spare) - known))
+
+    def num_passes(self, sequences: Seq[SequencePlan]) -> int:
+        """Forward passes of the draft model that a step needs."""
+        followed = [planned.num_proposals for planned in sequences if planned.draft_method.has_kv]
+        return max(1, *followed) if followed else 0
+
+    def settle(self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, num_kept: int) -> None:
+        """Take over what a step brought a sequence: the end of a round, and new drafts."""
+        drafting = sequence.drafting
+        assert drafting is not None, f"sequence {sequence.sequence_id} drafts nothing"
+        assert len(outcome.draft_ids) <= planned.num_proposals, (
+            f"sequence {sequence.sequence_id}: {len(outcome.draft_ids)} drafts where {planned.num_proposals} were asked"
+        )
+        sequence.drafts = outcome.draft_ids
+        num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
+        if num_drafted > 0:
+            self._lengths[drafting.method].observe_round(drafting.odds, num_drafted, num_accepted)
+            for tally in (drafting.tally, self._total):
+                tally.add(num_drafted, num_accepted, num_kept)
+
+    def end_step(self, plan: StepPlan, times: StepTimes) -> None:
+        """Learn what a step cost, if decodes were all it had."""
+        if not plan.sequences or any(len(p.token_ids) != p.num_logit_rows for p in plan.sequences):
+            return
+        num_drafted = plan.num_rows - len(plan.sequences)
+        num_proposed = sum(planned.num_proposals for planned in plan.sequences)
+        step_s = times.forward_s + times.sample_s
+        if num_drafted or num_proposed:  # without drafts there would be no draft model
+            step_s += times.draft_s
+        for method, length in self._lengths.items():
+            if plan.num_draft_passes or not method.has_kv:
+                length.observe_step(len(plan.sequences), num_drafted, num_proposed, step_s)
+
+    def counts(self) -> DraftCounts:
+        """All rounds so far."""
+        return self._total.counts()
+
+    @property
+    def present(self) -> tuple[int, str]:
+        """The length drafted now, and why, of the method that requests get by default."""
+        length = self._lengths.get(self._config.draft_method)
+        return (0, "") if length is None else (length.length, length.reason)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Drafts beyond which the step would run into the end of the output or of the context."""
+        left = sequence.sampling.max_tokens - sequence.num_output
+        return min(left, self._config.context_limit - len(sequence.tokens)) - 1

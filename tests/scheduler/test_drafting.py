@@ -1,0 +1,165 @@
+"""Drafts in the schedule: they change how many steps it takes, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.request import DraftMethod, RequestRefused
+from tests.scheduler.world import CONFIG, World, asking, prompt, request
+
+DRAFTING = replace(
+    CONFIG, draft_method=DraftMethod.EAGLE3, model_method=DraftMethod.EAGLE3, max_drafts=3, adaptive_drafts=False
+)
+
+
+def finished(world: World) -> World:
+    world.run()
+    world.assert_outputs()
+    return world
+
+
+def test_right_drafts_yield_one_token_more_than_drafted_each_step() -> None:
+    world = World(DRAFTING, draft_skill=1.0)
+    world.add(request("a", max_tokens=17))
+    finished(world)
+    # One token with the prompt, then rounds of four.
+    assert [plan.num_rows for plan in world.plans] == [6, 4, 4, 4, 4]
+    usage = world.told["a", 0].usage
+    assert usage is not None and usage.drafts.num_rounds == 4 and usage.drafts.num_committed == 16
+    assert usage.drafts.drafted == usage.drafts.accepted == (4, 4, 4)
+    assert world.scheduler.stats().drafts == usage.drafts
+
+
+def test_wrong_drafts_cost_rows_and_no_token() -> None:
+    world = World(DRAFTING, draft_skill=0.0)
+    world.add(request("a", max_tokens=9))
+    finished(world)
+    assert [plan.num_rows for plan in world.plans][:3] == [6, 4, 4]
+    usage = world.told["a", 0].usage
+    assert usage is not None and usage.drafts.accepted == (0, 0, 0)
+    assert usage.drafts.num_committed == usage.drafts.num_rounds
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 10))
+def test_no_round_runs_beyond_the_output(max_tokens: int) -> None:
+    world = World(DRAFTING, draft_skill=1.0)
+    world.add(request("a", max_tokens=max_tokens))
+    finished(world)
+    for plan in world.plans:
+        for planned in plan.sequences:
+            assert planned.output_index + planned.num_logit_rows <= max_tokens
+            assert planned.output_index + planned.num_logit_rows + planned.num_proposals <= max_tokens + 3
+
+
+def test_no_round_runs_beyond_the_context() -> None:
+    world = World(replace(DRAFTING, max_context=16), draft_skill=1.0)
+    world.add(request("a", length=7, max_tokens=40))
+    finished(world)
+    assert len(world.told["a", 0].token_ids) == 9
+    for plan in world.plans:
+        for planned in plan.sequences:
+            assert planned.start + len(planned.token_ids) <= 16
+            assert len(planned.block_table) * DRAFTING.block_size <= 16
+
+
+def test_prompts_that_part_at_the_end_of_a_block_share_no_stale_row() -> None:
+    world = World(DRAFTING)
+    shared = prompt(8)  # two whole blocks: the draft model's last row there depends on what comes next
+    for name, tail in (("a", 40), ("b", 41), ("c", 40)):
+        asked = replace(request(name, max_tokens=6), prompt=(*shared, tail, 3))
+        world.add(asked)
+        world.run()
+    finished(world)
+    assert world.scheduler.stats().prefix_hit_tokens == 4 + 8  # b finds the first block, c what a left
+
+
+def test_blocks_written_without_the_draft_model_leave_a_sequence_without_drafts() -> None:
+    world = World(DRAFTING)
+    plain = replace(request("plain", length=9, max_tokens=3), draft_method=DraftMethod.NONE)
+    world.add(plain)
+    world.run()
+    world.add(request("after", length=9, max_tokens=6))
+    finished(world)
+    usage = world.told["after", 0].usage
+    assert usage is not None and usage.num_cached_tokens == 8 and usage.drafts.num_rounds == 0
+
+
+def test_drafting_ends_before_anybody_is_preempted() -> None:
+    # Both sequences fit exactly; blocks ahead for drafts would push one of them out.
+    config = replace(DRAFTING, num_blocks=6, max_sequences=2, prefix_cache=False)
+    world = World(config, draft_skill=1.0)
+    world.add(request("a", length=4, max_tokens=8), request("b", length=4, max_tokens=8, first=2))
+    finished(world)
+    assert world.scheduler.stats().num_preemptions == 0
+
+
+def test_drafts_take_what_the_budget_leaves() -> None:
+    world = World(replace(DRAFTING, max_rows_per_step=10), draft_skill=1.0)
+    for i in range(8):
+        world.add(request(f"r{i}", length=3, max_tokens=12, first=i + 1))
+    finished(world)
+    assert all(plan.num_rows <= 10 for plan in world.plans)
+    assert any(len(plan.sequences) < 10 for plan in world.plans if plan.num_rows == 10)
+
+
+def test_a_request_caps_and_switches_off_its_drafts() -> None:
+    world = World(DRAFTING, draft_skill=1.0)
+    world.add(
+        replace(request("capped", max_tokens=10), max_drafts=1),
+        replace(request("off", max_tokens=10, first=2), draft_method=DraftMethod.NONE),
+        replace(request("ngram", max_tokens=10, first=3), draft_method=DraftMethod.NGRAM),
+    )
+    finished(world)
+    counts = {name: told.usage.drafts for (name, _), told in world.told.items() if told.usage}
+    assert len(counts["capped"].drafted) == 1
+    assert counts["off"].num_rounds == 0
+    assert len(counts["ngram"].drafted) == 3
+
+
+def test_what_is_not_loaded_is_refused() -> None:
+    world = World(DRAFTING)
+    with pytest.raises(RequestRefused, match="draft_method: mtp is not loaded"):
+        world.scheduler.add(replace(request("a"), draft_method=DraftMethod.MTP))
+    with pytest.raises(RequestRefused, match="max_drafts: is -1"):
+        world.scheduler.add(replace(request("a"), max_drafts=-1))
+    with pytest.raises(ValueError, match="draft_method is mtp"):
+        replace(CONFIG, draft_method=DraftMethod.MTP)
+
+
+def test_stops_inside_a_round_end_the_sequence_there() -> None:
+    plain = World(replace(CONFIG, prefix_cache=False))
+    plain.add(request("a", max_tokens=12))
+    output = finished(plain).told["a", 0].token_ids
+    for stop in range(1, len(output)):
+        if output[stop] in output[:stop]:
+            continue
+        world = World(DRAFTING, draft_skill=1.0)
+        world.add(asking(request("a", max_tokens=12), stop_token_ids=(output[stop],)))
+        finished(world)
+        told = world.told["a", 0]
+        assert told.token_ids == output[: stop + 1]
+        assert told.usage is not None and told.usage.num_output_tokens == stop + 1
+
+
+def test_the_group_is_told_how_often_the_draft_model_runs() -> None:
+    world = World(DRAFTING)
+    world.add(request("a", max_tokens=12))
+    finished(world)
+    for plan in world.plans:
+        assert plan.num_draft_passes == max(1, *(planned.num_proposals for planned in plan.sequences))
+    silent = World(replace(DRAFTING, draft_method=DraftMethod.NONE))
+    silent.add(request("a", max_tokens=12))
+    assert {plan.num_draft_passes for plan in finished(silent).plans} == {0}
+
+
+def test_a_head_that_is_never_right_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(replace(DRAFTING, max_context=2000, num_blocks=600), draft_skill=0.0)
+    world.add(request("a", max_tokens=700))
+    finished(world)
+    stats = world.scheduler.stats()
+    assert stats.draft_length == 0 and "draft model must be wrong" in stats.draft_reason
+    assert [record.message.split()[0] for record in caplog.records] == ["event=drafting_off"]
+    assert stats.drafts.num_rounds <= 202
+    assert world.plans[-1].num_draft_passes == 0
