@@ -13,6 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 import kernels.native
 from engine.config import EngineConfig, Precision
+from engine.drafters.build import chain_drafter, kv_block_bytes, load_draft_model
 from engine.engine import Engine
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
 from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
@@ -22,7 +23,6 @@ from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from router.all_to_all import AllToAllDispatcher
-from router.load_stats import LoadStats
 from router.local import LocalDispatcher
 from router.placement import Placement
 from scheduler.plan import SequencePlan, StepPlan
@@ -38,7 +38,7 @@ _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 class _Parts:
     engine: Engine
     facts: RankFacts
-    load: LoadStats
+    dispatcher: LocalDispatcher | AllToAllDispatcher
 
 
 def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> Engine:
@@ -70,7 +70,14 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
         )
         lockstep = GroupLockstep(_world(), store, config.epoch)
     parts = _assemble(config, on_progress)
-    return Rank(parts.engine, lockstep, parts.facts, expert_tokens=parts.load.snapshot)
+    dispatcher = parts.dispatcher
+    return Rank(
+        parts.engine,
+        lockstep,
+        parts.facts,
+        expert_tokens=dispatcher.load.snapshot,
+        num_collectives=lambda: dispatcher.num_collectives if config.speculation.debug else 0,
+    )
 
 
 def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
@@ -96,24 +103,33 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         dispatcher=dispatcher,
         on_progress=_hundredths(report),
     )
-    num_blocks = kv_blocks(config, model_config, dtype, available_bytes(device))
+    draft_model = load_draft_model(config, model, dtype, device)
+    draft_block_bytes = 0 if draft_model is None else kv_block_bytes(draft_model, config.block_size, dtype)
+    num_blocks = kv_blocks(config, model_config, dtype, available_bytes(device), draft_block_bytes)
     kv = KVCache(model_config, num_blocks, config.block_size, dtype, device)
-    runner = ModelRunner(model, kv, device)
+    drafter = None
+    if draft_model is not None:
+        drafter = chain_drafter(draft_model, num_blocks, config.block_size, dtype, device)
+    runner = ModelRunner(model, kv, device, drafter, config.speculation)
     report("warming", 0, 0)
-    _warm_up(runner, config.block_size)
+    _warm_up(runner, config)
     scheduling = _scheduling(config, model_config, num_blocks)
     facts = RankFacts(
         rank=config.rank,
         device=str(device),
         experts=target.local_experts,
         weight_bytes=num_weight_bytes,
-        kv_bytes=kv.num_bytes,
+        kv_bytes=kv.num_bytes + num_blocks * draft_block_bytes,
         kv_tokens=num_blocks * config.block_size,
         kernels=kernels.native.backend(),
         max_context=scheduling.context_limit,
         vocab_size=model_config.vocab_size,
     )
-    return _Parts(engine=Engine(Scheduler(scheduling, time.monotonic), runner), facts=facts, load=dispatcher.load)
+    return _Parts(
+        engine=Engine(Scheduler(scheduling, time.monotonic), runner),
+        facts=facts,
+        dispatcher=dispatcher,
+    )
 
 
 def _hundredths(report: Progress) -> Callable[[int, int], None]:
@@ -162,15 +178,21 @@ def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> Sc
         ageing_s=config.ageing_s,
         max_waiting=config.max_waiting,
         vocab_size=model.vocab_size,
+        draft_method=config.speculation.method,
+        model_method=config.speculation.loaded,
+        max_drafts=config.speculation.max_drafts,
+        adaptive_drafts=config.speculation.adaptive,
     )
 
 
-def _warm_up(runner: ModelRunner, block_size: int) -> None:
+def _warm_up(runner: ModelRunner, config: EngineConfig) -> None:
     """Two steps that nobody waits for, a chunk and a decode, so that the first request finds everything in place.
 
     They write to block 0, which no sequence owns yet. Every rank of a group runs them, hence the same collectives.
     """
-    for step, num_rows in enumerate((min(block_size, 8), 1)):
+    method = config.speculation.loaded
+    num_drafts = 1 if method.has_kv else 0  # one pass: its row is there, whatever the block size
+    for step, num_rows in enumerate((min(config.block_size, 8), 1)):
         sequence = SequencePlan(
             sequence_id=-1,
             token_ids=(0,) * num_rows,
@@ -180,5 +202,7 @@ def _warm_up(runner: ModelRunner, block_size: int) -> None:
             sampling=SamplingParams(max_tokens=1, top_k=2),
             sequence_index=0,
             output_index=0,
+            draft_method=method,
+            num_proposals=num_drafts,
         )
-        runner.run(StepPlan(step_id=-2 + step, sequences=(sequence,), num_rows=num_rows))
+        runner.run(StepPlan(step_id=-2 + step, sequences=(sequence,), num_rows=num_rows, num_draft_passes=num_drafts))

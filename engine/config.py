@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from scheduler.request import DraftMethod
+
 
 class Precision(enum.Enum):
     """The dtype of activations, weights and KV cache. Routing, softmax and sums are fp32 in either."""
@@ -27,6 +29,24 @@ class StoreAddress:
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationConfig:
+    """What drafts tokens ahead. The drafts change how many steps an answer takes, never the answer."""
+
+    method: DraftMethod = DraftMethod.NONE  # of requests that name none; EAGLE3 and MTP also say what is loaded
+    draft_dir: str | None = None  # the EAGLE3 head's folder; None: `eagle3` in the model's
+    max_drafts: int = 5  # at a time, for one sequence
+    adaptive: bool = True  # as many as pay on this machine and text; else always `max_drafts`
+    ngram_longest: int = 4  # tokens at the end that are looked for earlier
+    ngram_shortest: int = 2
+    debug: bool = False  # compare the ranks' collectives at each step
+
+    @property
+    def loaded(self) -> DraftMethod:
+        """The kind of draft model that is loaded, if any."""
+        return self.method if self.method.has_kv else DraftMethod.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +78,4 @@ class EngineConfig:
     kernels: KernelChoice = KernelChoice.AUTO
     use_amx: bool = True
     num_threads: int | None = None  # None: the machine's cores / group_size
+    speculation: SpeculationConfig = SpeculationConfig()

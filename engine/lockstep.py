@@ -26,6 +26,8 @@ class StepNeeds:
     has_work: bool
     is_leaving: bool = False
     num_steps: int = 0  # run so far; ranks that disagree would wait for one another for ever
+    num_draft_passes: int = 0  # of the draft model, which may have collectives of its own
+    num_collectives: int = 0  # made in all steps so far, where they are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class GroupStep:
     num_rows: tuple[int, ...]  # by rank
     has_work: bool  # any rank: then all run the step
     is_leaving: bool  # any rank: then all stop, without running the step
+    num_draft_passes: int = 0  # the most of any rank: what all run
 
 
 class Lockstep(Protocol):
@@ -61,7 +64,12 @@ class LocalLockstep:
 
     def agree(self, needs: StepNeeds) -> GroupStep:
         """See `Lockstep`."""
-        return GroupStep(num_rows=(needs.num_rows,), has_work=needs.has_work, is_leaving=needs.is_leaving)
+        return GroupStep(
+            num_rows=(needs.num_rows,),
+            has_work=needs.has_work,
+            is_leaving=needs.is_leaving,
+            num_draft_passes=needs.num_draft_passes,
+        )
 
     def sleep(self) -> None:
         """See `Lockstep`."""
@@ -86,7 +94,7 @@ class GroupLockstep:
         self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
         self._epoch = epoch
         self._group = group
-        self._gathered = [torch.zeros(4, dtype=torch.int64) for _ in range(group.size())]
+        self._gathered = [torch.zeros(6, dtype=torch.int64) for _ in range(group.size())]
         self._lock = threading.Lock()
         self._num_sleeps = 0
         self._is_asleep = False
@@ -94,11 +102,22 @@ class GroupLockstep:
 
     def agree(self, needs: StepNeeds) -> GroupStep:
         """See `Lockstep`."""
-        mine = [needs.num_rows, int(needs.has_work), int(needs.is_leaving), needs.num_steps]
+        mine = [
+            *(needs.num_rows, int(needs.has_work), int(needs.is_leaving)),
+            *(needs.num_steps, needs.num_draft_passes, needs.num_collectives),
+        ]
         self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
-        num_rows, has_work, is_leaving, num_steps = zip(*(t.tolist() for t in self._gathered), strict=True)
+        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives = zip(
+            *(t.tolist() for t in self._gathered), strict=True
+        )
         assert len(set(num_steps)) == 1, f"ranks ran different numbers of steps: {num_steps}"
-        return GroupStep(num_rows=num_rows, has_work=any(has_work), is_leaving=any(is_leaving))
+        assert len(set(num_collectives)) == 1, f"ranks made different numbers of collectives: {num_collectives}"
+        return GroupStep(
+            num_rows=num_rows,
+            has_work=any(has_work),
+            is_leaving=any(is_leaving),
+            num_draft_passes=max(num_passes),
+        )
 
     def sleep(self) -> None:
         """See `Lockstep`."""

@@ -54,9 +54,14 @@ def demand_room_for_weights(needed_bytes: int, free_bytes: int) -> None:
         )
 
 
-def kv_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int) -> int:
-    """How many blocks the KV cache gets. Raises OutOfMemory when they do not fit, or hold no single token."""
-    per_block = kv_bytes_per_block(model, config.block_size, dtype)
+def kv_blocks(
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int, draft_bytes_per_block: int = 0
+) -> int:
+    """How many blocks the KV cache gets, of which a draft model has `draft_bytes_per_block`.
+
+    Raises OutOfMemory when they do not fit, or hold no single token.
+    """
+    per_block = kv_bytes_per_block(model, config.block_size, dtype) + draft_bytes_per_block
     context = min(config.max_context or model.max_context, model.max_context)
     if config.num_blocks is not None:
         return _fitting(config.num_blocks, per_block, free_bytes)

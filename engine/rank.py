@@ -64,6 +64,7 @@ class Rank:
         facts: RankFacts,
         *,
         expert_tokens: Callable[[], tuple[int, ...]] = tuple,
+        num_collectives: Callable[[], int] = int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.facts = facts
@@ -71,6 +72,7 @@ class Rank:
         self._engine = engine
         self._lockstep = lockstep
         self._expert_tokens = expert_tokens
+        self._num_collectives = num_collectives
         self._clock = clock
         self._inbox: deque[Request | str] = deque()  # a request to add, or the id of one to cancel
         self._outbox = Outbox()
@@ -147,11 +149,15 @@ class Rank:
                 has_work=self._engine.has_work,
                 is_leaving=self._is_stopping,
                 num_steps=self._num_steps,
+                num_draft_passes=plan.num_draft_passes,
+                num_collectives=self._num_collectives(),
             )
         )
         if agreed.is_leaving:
             return False
         if agreed.has_work:
+            if agreed.num_draft_passes != plan.num_draft_passes:
+                plan = dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes)
             deltas = self._engine.execute(plan)
             self._num_steps += 1
             self._publish(refusals + deltas)

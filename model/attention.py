@@ -17,8 +17,8 @@ class Attention:
     """The attention of one layer (model-spec §2.4)."""
 
     query_key_value: Linear  # rows: all Q, all K, all V
-    query_norm: torch.Tensor  # [D], shared by all query heads
-    key_norm: torch.Tensor  # [D]
+    query_norm: torch.Tensor | None  # [D], shared by all query heads; None: heads are not normalised
+    key_norm: torch.Tensor | None  # [D]
     dense: Linear
     cos_sin: torch.Tensor  # [P, rotary_dim] fp32, one table for all layers
     scale: float  # 1 / sqrt(D)

@@ -33,7 +33,8 @@ class BailingModel:
         Every rank of a group calls this in the same step; a batch without rows takes part in the collectives.
         """
         hidden, captured = self.hidden_states(batch, kv, capture_layers)
-        return ModelOutput(logits=self.lm_head(hidden.index_select(0, batch.logit_rows)), captured=captured)
+        logits = self.lm_head(hidden.index_select(0, batch.logit_rows))
+        return ModelOutput(logits=logits, hidden=hidden, captured=captured)
 
     def hidden_states(
         self, batch: Batch, kv: KVCache, capture_layers: tuple[int, ...] = ()

@@ -29,4 +29,5 @@ class ModelOutput:
     """What one forward pass yields. Captured states stay away unless asked for."""
 
     logits: torch.Tensor  # [S, V] fp32
+    hidden: torch.Tensor  # [T, H] states after the final norm
     captured: torch.Tensor | None = None  # [T, C * H] residual-stream states, low to high

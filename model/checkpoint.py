@@ -120,18 +120,22 @@ class _Builder:
             for index in range(config.num_hidden_layers)
         )
         head = embedding if config.tie_word_embeddings else self._weights.plain("lm_head.weight")
+        lm_head = LmHead(Linear.pack(head))
         return BailingModel(
             config=config,
             embedding=embedding,
             layers=layers,
             final_norm=self._norm("model.norm"),
-            lm_head=LmHead(Linear.pack(head)),
-            mtp=self._mtp(embedding) if config.num_nextn_predict_layers else None,
+            lm_head=lm_head,
+            mtp=self._mtp(embedding, lm_head) if config.num_nextn_predict_layers else None,
         )
 
-    def _mtp(self, embedding: torch.Tensor) -> MtpHead:
+    def _mtp(self, embedding: torch.Tensor, lm_head: LmHead) -> MtpHead:
         prefix = f"model.layers.{self._config.num_hidden_layers}"
         return MtpHead(
+            lm_head=lm_head,
+            num_kv_heads=self._config.num_key_value_heads,
+            head_dim=self._config.head_dim,
             embedding=embedding,
             embedding_norm=self._norm(f"{prefix}.enorm"),
             hidden_norm=self._norm(f"{prefix}.hnorm"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from kernels.paged_attention import KVLayer
-from model.batch import Batch
+from model.batch import Batch, ModelOutput
 from model.layer import DecoderLayer
 from model.linear import Linear
 from model.norm import RmsNorm
@@ -26,8 +27,17 @@ class LmHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MtpHead:
-    """One more decoder layer that looks one token further (model-spec §5). Shares embedding and head."""
+    """One more decoder layer that looks one token further (model-spec §5). Shares embedding and head.
 
+    As a draft model it was trained for one step; each further one starts from its own state and is surer to be wrong.
+    """
+
+    capture_layers: ClassVar[tuple[int, ...]] = ()
+    is_collective: ClassVar[bool] = True  # its experts are sharded as the model's
+
+    lm_head: LmHead
+    num_kv_heads: int
+    head_dim: int
     embedding: torch.Tensor  # [V, H], the model's own
     embedding_norm: RmsNorm  # enorm
     hidden_norm: RmsNorm  # hnorm
@@ -46,3 +56,16 @@ class MtpHead:
         residual = self.projection(torch.cat([embedded, self.hidden_norm(hidden)], dim=1))
         out = self.layer(self.layer.input_norm(residual), residual, batch, kv)
         return self.final_norm.after_add(residual, out)
+
+    def first_states(self, output: ModelOutput) -> torch.Tensor:
+        """What `forward` starts from after the model has run: its normed states [T, H]."""
+        return output.hidden
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Over the vocabulary of `target_ids`, from states of `forward` [S, H]: [S, V] fp32."""
+        return self.lm_head(states)
+
+    @property
+    def target_ids(self) -> None:
+        """All of the model's tokens, in their order."""
+        return None

@@ -13,6 +13,7 @@ class LocalDispatcher:
     """Rows are sorted by expert and put back; nothing leaves the process."""
 
     def __init__(self, num_experts: int, device: torch.device | None = None) -> None:
+        self.num_collectives = 0  # a group of one makes none
         self.load = LoadStats(num_experts, device)
         self._num_experts = num_experts
 

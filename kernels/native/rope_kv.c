@@ -7,6 +7,12 @@
 
 enum { MAX_HEAD_DIM = 512, ROWS_PER_ITEM = 8 };
 
+typedef struct {
+    int64_t rows, heads, kv_heads, dim, rotary, block_size;
+    float eps;
+    int dtype;
+} rope_shape;
+
 INLINE void rotate(void *head, const float *cos_sin, int64_t rotary, int dtype) {
     const int64_t half = rotary / 2;
     const float *c = cos_sin, *s = cos_sin + half;
@@ -17,6 +23,14 @@ INLINE void rotate(void *head, const float *cos_sin, int64_t rotary, int dtype) 
     }
 }
 
+// A head without a norm weight passes as it is.
+INLINE void read_head(const char *head, const char *weight, const rope_shape *s, void *out) {
+    if (weight)
+        norm_row(head, weight, s->eps, s->dim, s->dtype, out);
+    else
+        memcpy(out, head, (size_t)(s->dim * element_size(s->dtype)));
+}
+
 INLINE void write_key(const void *head, void *block, int64_t dim, int64_t block_size, int64_t offset, int dtype) {
     for (int64_t d = 0; d < dim; d++) {
         if (dtype == BF16)
@@ -25,12 +39,6 @@ INLINE void write_key(const void *head, void *block, int64_t dim, int64_t block_
             ((float *)block)[d * block_size + offset] = ((const float *)head)[d];
     }
 }
-
-typedef struct {
-    int64_t rows, heads, kv_heads, dim, rotary, block_size;
-    float eps;
-    int dtype;
-} rope_shape;
 
 typedef struct {
     rope_shape shape;
@@ -47,14 +55,14 @@ static void rope_row(const rope_job *job, int64_t t) {
     const float *angles = job->cos_sin + job->positions[t] * s->rotary;
     for (int64_t h = 0; h < s->heads; h++) {
         char *out = job->q + (t * s->heads + h) * head_bytes;
-        norm_row(row + h * head_bytes, job->q_weight, s->eps, s->dim, s->dtype, out);
+        read_head(row + h * head_bytes, job->q_weight, s, out);
         rotate(out, angles, s->rotary, s->dtype);
     }
     const int64_t block = job->slots[t] / s->block_size, offset = job->slots[t] % s->block_size;
     for (int64_t g = 0; g < s->kv_heads; g++) {
         char head[MAX_HEAD_DIM * 4];
         const int64_t at = (block * s->kv_heads + g) * block_bytes;
-        norm_row(row + (s->heads + g) * head_bytes, job->k_weight, s->eps, s->dim, s->dtype, head);
+        read_head(row + (s->heads + g) * head_bytes, job->k_weight, s, head);
         rotate(head, angles, s->rotary, s->dtype);
         write_key(head, job->key + at, s->dim, s->block_size, offset, s->dtype);
         memcpy(job->value + at + offset * head_bytes, row + (s->heads + s->kv_heads + g) * head_bytes, (size_t)head_bytes);

@@ -27,8 +27,8 @@ _qk_norm_rope_kv = bind("sigmoe_qk_norm_rope_kv", ctypes.POINTER(_Shape), *[ctyp
 
 def qk_norm_rope_kv(
     qkv: torch.Tensor,
-    query_weight: torch.Tensor,
-    key_weight: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor,
@@ -45,7 +45,11 @@ def qk_norm_rope_kv(
     )
     _qk_norm_rope_kv(
         shape,
-        *(qkv.data_ptr(), query_weight.data_ptr(), key_weight.data_ptr(), cos_sin.data_ptr()),
+        *(
+            qkv.data_ptr(),
+            *(None if w is None else w.data_ptr() for w in (query_weight, key_weight)),
+            cos_sin.data_ptr(),
+        ),
         *(positions.data_ptr(), slots.data_ptr(), kv.key.data_ptr(), kv.value.data_ptr(), query.data_ptr()),
     )
     return query

@@ -10,8 +10,8 @@ from kernels.rms_norm.reference import rms_norm
 
 def qk_norm_rope_kv(
     qkv: torch.Tensor,
-    query_weight: torch.Tensor,
-    key_weight: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor,
@@ -24,9 +24,13 @@ def qk_norm_rope_kv(
     query, key, value = torch.split(heads, [num_heads, kv.num_kv_heads, kv.num_kv_heads], 1)
     angles = cos_sin[positions.long()]
     block, offset = slots.long() // kv.block_size, slots.long() % kv.block_size
-    kv.key[block, :, offset] = rotate(rms_norm(key, key_weight, eps), angles)
+    kv.key[block, :, offset] = rotate(_normed(key, key_weight, eps), angles)
     kv.value[block, :, offset] = value
-    return rotate(rms_norm(query, query_weight, eps), angles).contiguous()
+    return rotate(_normed(query, query_weight, eps), angles).contiguous()
+
+
+def _normed(heads: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return heads if weight is None else rms_norm(heads, weight, eps)
 
 
 def rotate(heads: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from engine.model_runner import results_from_logits
+from engine.results import results_from_logits
 from scheduler.plan import SequencePlan
 from scheduler.request import SamplingParams
 

@@ -1,0 +1,46 @@
+"""From the configuration to a draft model with its part of the KV cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.config import EngineConfig
+from engine.drafters.chain import ChainDrafter
+from engine.drafters.draft_model import DraftModel
+from kernels.paged_attention import allocate_kv_layer
+from model.bailing import BailingModel
+from model.eagle3 import load_eagle3
+from model.errors import ConfigError
+from scheduler.request import DraftMethod
+
+EAGLE3_FOLDER = "eagle3"  # in the model's, unless the configuration says otherwise
+
+
+def load_draft_model(
+    config: EngineConfig, model: BailingModel, dtype: torch.dtype, device: torch.device
+) -> DraftModel | None:
+    """The draft model that the configuration wants. Raises CheckpointError or ConfigError for what is not there."""
+    method = config.speculation.loaded
+    if method is DraftMethod.EAGLE3:
+        folder = config.speculation.draft_dir or Path(config.model_dir) / EAGLE3_FOLDER
+        return load_eagle3(folder, model.config, model.embedding, dtype, device)
+    if method is DraftMethod.MTP:
+        if model.mtp is None:
+            raise ConfigError("num_nextn_predict_layers", "0: this checkpoint has no MTP layer to draft with")
+        return model.mtp
+    return None
+
+
+def kv_block_bytes(model: DraftModel, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block of its KV layer."""
+    return 2 * model.num_kv_heads * model.head_dim * block_size * dtype.itemsize
+
+
+def chain_drafter(
+    model: DraftModel, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> ChainDrafter:
+    """A drafter with a KV layer of as many blocks as the model's cache has."""
+    kv = allocate_kv_layer(num_blocks, block_size, model.num_kv_heads, model.head_dim, dtype, device)
+    return ChainDrafter(model, kv, block_size, device)

@@ -1,0 +1,120 @@
+"""The tensors of an EAGLE3 head: their names in either layout, their shapes, and the table of its vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from model.config import ModelConfig
+from model.eagle3_config import Eagle3Config
+from model.errors import CheckpointError
+from model.safetensors_files import SafetensorsFiles
+
+_LAYER_PREFIXES = ("midlayer.", "layers.0.")  # SGLang's family, vLLM's
+_OPTIONAL = ("embed_tokens.weight", "d2t", "t2d")
+_INTEGERS = ("d2t", "t2d")
+
+
+def expected_shapes(config: Eagle3Config, target: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a head may have, by name; the layer's are called `layer.*`."""
+    hidden, captured = config.hidden_size, len(config.capture_layers) * target.hidden_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    width = config.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (hidden, captured),
+        "layer.input_layernorm.weight": (hidden,),
+        "layer.hidden_norm.weight": (hidden,),
+        "layer.post_attention_layernorm.weight": (hidden,),
+        "layer.self_attn.q_proj.weight": (queries, 2 * hidden),
+        "layer.self_attn.k_proj.weight": (keys, 2 * hidden),
+        "layer.self_attn.v_proj.weight": (keys, 2 * hidden),
+        "layer.self_attn.o_proj.weight": (hidden, queries),
+        "layer.mlp.gate_proj.weight": (width, hidden),
+        "layer.mlp.up_proj.weight": (width, hidden),
+        "layer.mlp.down_proj.weight": (hidden, width),
+        "norm.weight": (hidden,),
+        "embed_tokens.weight": (target.vocab_size, hidden),
+        "d2t": (config.draft_vocab_size,),
+        "t2d": (target.vocab_size,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.draft_vocab_size, hidden)
+    if config.norm_before_fc:
+        shapes["input_norm.weight"] = (captured,)
+    if config.fc_norm:
+        shapes |= {f"fc_norm.{i}.weight": (target.hidden_size,) for i in range(len(config.capture_layers))}
+    if config.attention_bias:
+        sizes = {"q": queries, "k": keys, "v": keys, "o": hidden}
+        shapes |= {f"layer.self_attn.{name}_proj.bias": (size,) for name, size in sizes.items()}
+    return shapes
+
+
+def weight_bytes(config: Eagle3Config, target: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of a head that uses the model's embedding."""
+    shapes = expected_shapes(config, target)
+    return dtype.itemsize * sum(math.prod(shape) for name, shape in shapes.items() if name not in _OPTIONAL)
+
+
+def read_tensors(path: str | Path, config: Eagle3Config, target: ModelConfig) -> dict[str, torch.Tensor]:
+    """The weights under the names of `expected_shapes`, and `target_ids` [Vd] int64 where the vocabulary is a part.
+
+    Raises CheckpointError that names the tensor at fault: a missing or unknown one, a wrong shape or dtype. Nothing is
+    skipped: a head without its `fc` would draft nonsense and say nothing.
+    """
+    shapes = expected_shapes(config, target)
+    with SafetensorsFiles(path) as files:
+        names = _by_our_name(files.tensors)
+        _check_names(names, shapes, config, target)
+        for name, stored_name in names.items():
+            stored = files.tensors[stored_name]
+            if stored.shape != shapes[name]:
+                raise CheckpointError(f"{stored_name}: shape {list(stored.shape)}, expected {list(shapes[name])}")
+            is_index = name in _INTEGERS
+            is_fp8 = stored.dtype.is_floating_point and stored.dtype.itemsize == 1
+            if is_index == stored.dtype.is_floating_point or is_fp8:
+                raise CheckpointError(f"{stored_name}: dtype {stored.dtype} is not supported here")
+        tensors = {name: files.read(stored_name) for name, stored_name in names.items()}
+    offsets, is_drafted = tensors.pop("d2t", None), tensors.pop("t2d", None)
+    if offsets is not None:
+        tensors["target_ids"] = _target_ids(offsets, is_drafted, target.vocab_size)
+    return tensors
+
+
+def _by_our_name(stored: Iterable[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for stored_name in stored:
+        prefix = next((p for p in _LAYER_PREFIXES if stored_name.startswith(p)), None)
+        name = stored_name if prefix is None else "layer." + stored_name.removeprefix(prefix)
+        if name in names:
+            raise CheckpointError(f"{stored_name}: stands for the same weight as {names[name]}")
+        names[name] = stored_name
+    return names
+
+
+def _check_names(
+    names: dict[str, str], shapes: dict[str, tuple[int, ...]], config: Eagle3Config, target: ModelConfig
+) -> None:
+    unknown = sorted(stored for name, stored in names.items() if name not in shapes)
+    if unknown:
+        raise CheckpointError(f"{unknown[0]}: not a tensor of an EAGLE3 head with this config.json")
+    required = {name for name in shapes if name not in _OPTIONAL}
+    if config.draft_vocab_size != target.vocab_size:
+        required.add("d2t")
+    if config.hidden_size != target.hidden_size:
+        required.add("embed_tokens.weight")  # the model's own has another width
+    missing = sorted(required - names.keys())
+    if missing:
+        raise CheckpointError(f"{missing[0].replace('layer.', _LAYER_PREFIXES[0])}: missing from the EAGLE3 head")
+
+
+def _target_ids(offsets: torch.Tensor, is_drafted: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
+    """d2t holds what to add to a draft id to get the model's id."""
+    ids = torch.arange(len(offsets)) + offsets.long()
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size or len(ids.unique()) != len(ids)):
+        raise CheckpointError(f"d2t: leads to ids outside the vocabulary of {vocab_size}, or to one id twice")
+    if is_drafted is not None and not torch.equal(is_drafted.bool().nonzero().flatten(), ids.sort().values):
+        raise CheckpointError("t2d: names other tokens than d2t")
+    return ids
