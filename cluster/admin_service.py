@@ -7,10 +7,11 @@ from typing import Any
 
 from cluster.calls import Calls
 from cluster.executor import RankStatus
-from cluster.serving import Serving
+from cluster.responses import draft_counts
+from cluster.serving import Serving, seconds_message
 from sigmoe import __version__
 from sigmoe.v1 import admin_service_pb2 as admin
-from sigmoe.v1 import admin_service_pb2_grpc
+from sigmoe.v1 import admin_service_pb2_grpc, types_pb2
 
 
 class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
@@ -73,4 +74,10 @@ def _rank(status: RankStatus) -> admin.RankStatus:
         message.preemptions = stats.num_preemptions
         message.prefix_query_tokens = stats.prefix_query_tokens
         message.prefix_hit_tokens = stats.prefix_hit_tokens
+        message.drafts.CopyFrom(draft_counts(stats.drafts) or types_pb2.DraftCounts())
+        message.draft_length = stats.draft_length
+        message.draft_reason = stats.draft_reason
+        message.forward_time.CopyFrom(seconds_message(stats.forward_s))
+        message.sample_time.CopyFrom(seconds_message(stats.sample_s))
+        message.draft_time.CopyFrom(seconds_message(stats.draft_s))
     return message

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from cluster.config import ConfigMistake
+from cluster.draft_share import NOTHING_DRAFTED, DraftShare
 from cluster.weight_sums import ITEMSIZE, Formats, Part, Weights, WeightSums, sum_weights
 from engine.config import EngineConfig, Precision
 from model.config import ModelConfig
@@ -32,10 +33,13 @@ class CapacityRequest:
     max_rows_per_step: int = 2048
     max_sequences: int = 256
     max_context: int | None = None
+    draft: DraftShare = NOTHING_DRAFTED
     channel_scale_itemsize: int = 4  # of a per-channel FP8 checkpoint, whose config.json does not say: 4 or 2
 
     @classmethod
-    def from_engine(cls, engine: EngineConfig, memory_bytes: int | None = None) -> Self:
+    def from_engine(
+        cls, engine: EngineConfig, memory_bytes: int | None = None, draft: DraftShare = NOTHING_DRAFTED
+    ) -> Self:
         """What a rank of this configuration asks for. `num_blocks`, which no user can set, is not looked at."""
         return cls(
             num_ranks=engine.group_size,
@@ -47,6 +51,7 @@ class CapacityRequest:
             max_rows_per_step=engine.max_rows_per_step,
             max_sequences=engine.max_sequences,
             max_context=engine.max_context,
+            draft=draft,
         )
 
 
@@ -114,14 +119,14 @@ def plan(model: ModelConfig, request: CapacityRequest) -> CapacityPlan:
         expert=sums.expert,
         ranks=ranks,
         max_context=_max_context(model, request),
-        kv_bytes_per_token=kv_bytes_per_token(model, request.precision),
+        kv_bytes_per_token=kv_bytes_per_token(model, request),
     )
 
 
-def kv_bytes_per_token(model: ModelConfig, precision: Precision) -> int:
-    """Keys and values of one position in all layers. The MTP layer has no cache yet."""
+def kv_bytes_per_token(model: ModelConfig, request: CapacityRequest) -> int:
+    """Keys and values of one position in all layers, a draft model's included."""
     values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return values * ITEMSIZE[precision.value]
+    return (values + request.draft.kv_values_per_token) * ITEMSIZE[request.precision.value]
 
 
 def activation_bytes(model: ModelConfig, request: CapacityRequest, num_local_experts: int) -> int:
@@ -148,11 +153,19 @@ def activation_bytes(model: ModelConfig, request: CapacityRequest, num_local_exp
     return 4 * model.max_context * model.rope.rotary_dim + size * 2 * rows * hidden + largest
 
 
+def draft_weights(request: CapacityRequest) -> Weights:
+    """The EAGLE3 head, whole on every rank; it is no part of the checkpoint."""
+    count = request.draft.num_parameters
+    return Weights(num_parameters=count, loaded_bytes=count * ITEMSIZE[request.precision.value])
+
+
 def _rank(
     model: ModelConfig, request: CapacityRequest, sums: WeightSums, index: int, experts: tuple[int, ...]
 ) -> RankPlan:
     weights = sums.on_rank(len(experts))
-    per_block = kv_bytes_per_token(model, request.precision) * request.block_size
+    if request.draft.num_parameters:
+        weights[Part.DRAFT] = draft_weights(request)
+    per_block = kv_bytes_per_token(model, request) * request.block_size
     loaded_bytes = sum(part.loaded_bytes for part in weights.values())
     kv_blocks = _kv_blocks(request, per_block, _max_context(model, request), loaded_bytes)
     return RankPlan(
@@ -187,7 +200,7 @@ def _is_too_large(rank: RankPlan, request: CapacityRequest) -> bool:
 
 
 def _refusal(rank: RankPlan, model: ModelConfig, request: CapacityRequest, sums: WeightSums) -> str:
-    per_block = kv_bytes_per_token(model, request.precision) * request.block_size
+    per_block = kv_bytes_per_token(model, request) * request.block_size
     if request.kv_bytes is not None and request.kv_bytes < per_block:
         return f"engine.kv_cache_size: {request.kv_bytes} bytes hold no block; one needs {per_block}"
     assert request.memory_bytes is not None, "without a known memory everything fits"

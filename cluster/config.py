@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 ENV_PREFIX = "SIGMOE_"
 
@@ -120,6 +120,38 @@ class EngineSection(_Section):
     )
 
 
+class Drafter(enum.Enum):
+    """What drafts tokens ahead."""
+
+    AUTO = "auto"
+    OFF = "off"
+    EAGLE3 = "eagle3"
+    MTP = "mtp"
+    NGRAM = "ngram"
+
+
+class SpeculationSection(_Section):
+    """Drafting: several tokens a step where a draft model guesses them. Never changes which tokens come."""
+
+    method: Drafter = Field(
+        default=Drafter.AUTO, description="of requests that name none; auto: eagle3 where the model's folder has one"
+    )
+    draft_path: str = Field(default="", description="folder of the EAGLE3 head; empty: eagle3 in the model's folder")
+    max_drafts: int = Field(default=5, ge=0, le=64, description="most tokens drafted at a time for a sequence")
+    adaptive: bool = Field(
+        default=True, description="draft as many as pay on this machine and text, down to none; else always max_drafts"
+    )
+    ngram_longest: PositiveInt = Field(default=4, le=64, description="ngram: last tokens that are looked for earlier")
+    ngram_shortest: PositiveInt = Field(default=2, le=64, description="ngram: fewer than these are no match")
+    debug: bool = Field(default=False, description="compare the ranks' numbers of collectives at every step")
+
+    @model_validator(mode="after")
+    def _check_ngram(self) -> Self:
+        if self.ngram_shortest > self.ngram_longest:
+            raise ValueError(f"ngram_shortest {self.ngram_shortest} is more than ngram_longest {self.ngram_longest}")
+        return self
+
+
 class ClusterSection(_Section):
     """Where the ranks live."""
 
@@ -160,6 +192,7 @@ class Config(_Section):
 
     model: ModelSection
     engine: EngineSection = EngineSection()
+    speculation: SpeculationSection = SpeculationSection()
     cluster: ClusterSection = ClusterSection()
     gateway: GatewaySection = GatewaySection()
 

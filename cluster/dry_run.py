@@ -10,6 +10,7 @@ import psutil
 from cluster import capacity_report, settings
 from cluster.capacity import CapacityRequest, DoesNotFit, plan
 from cluster.config import Config
+from cluster.draft_share import DraftShare
 from model.config import ModelConfig
 from model.errors import CheckpointError
 
@@ -21,7 +22,9 @@ def dry_run(config: Config, *, is_json: bool) -> int:
     memory = config.cluster.memory_per_rank or psutil.virtual_memory().available // config.cluster.ranks
     try:
         model = ModelConfig.from_dir(config.model.path)
-        made = plan(model, CapacityRequest.from_engine(settings.engine_config(config, model), memory))
+        engine = settings.engine_config(config, model)
+        draft = DraftShare.of(engine.speculation, model)
+        made = plan(model, CapacityRequest.from_engine(engine, memory, draft))
     except (CheckpointError, DoesNotFit) as error:
         print(f"sigmoe serve: {error}", file=sys.stderr)
         return EXIT_FAILURE

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.request import Request, SchedulerStats, TokenDelta
+from scheduler.request import DraftMethod, Request, SchedulerStats, TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,7 @@ class GroupInfo:
     max_context: int
     vocab_size: int
     kv_tokens_per_rank: int
+    draft_model: DraftMethod = DraftMethod.NONE  # the kind that is loaded, if any
 
 
 class GroupStartError(Exception):

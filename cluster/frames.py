@@ -13,13 +13,24 @@ from typing import Any, Generic, NoReturn, TypeVar
 import msgpack
 
 from cluster.executor import RankStatus
-from scheduler.request import FinishReason, Request, SamplingParams, SchedulerStats, TokenDelta, TokenLogprob, Usage
+from scheduler.request import (
+    DraftCounts,
+    DraftMethod,
+    FinishReason,
+    Request,
+    SamplingParams,
+    SchedulerStats,
+    TokenDelta,
+    TokenLogprob,
+    Usage,
+)
 
-VERSION = 1
+VERSION = 2
 _REQUEST, _DELTAS, _STATUS = 1, 2, 3
 
 _REASONS = tuple(FinishReason)
 _REASON_NUMBERS = {reason: number for number, reason in enumerate(_REASONS)}
+_METHODS = tuple(DraftMethod)
 
 Value = TypeVar("Value")
 Record = TypeVar("Record")
@@ -159,7 +170,18 @@ def _plain(value: object) -> object:
         return _SAMPLING_CODEC.encode(value)
     if isinstance(value, SchedulerStats):
         return _STATS_CODEC.encode(value)
-    return value
+    if isinstance(value, DraftCounts):
+        return _DRAFTS_CODEC.encode(value)
+    return _METHODS.index(value) if isinstance(value, DraftMethod) else value
+
+
+def _method(value: object) -> DraftMethod:
+    if type(value) is not int or not 0 <= value < len(_METHODS):
+        raise FrameError(f"unknown draft method {value!r}")
+    return _METHODS[value]
+
+
+_DRAFTS_CODEC = _Codec(DraftCounts, {"num_rounds": _int, "num_committed": _int, "drafted": _ints, "accepted": _ints})
 
 
 _SAMPLING_CODEC = _Codec(
@@ -193,6 +215,8 @@ _REQUEST_CODEC = _Codec(
         "deadline_s": _optional(_float),
         "resumed": _ints,
         "first_sequence_index": _int,
+        "draft_method": _optional(_method),
+        "max_drafts": _optional(_int),
     },
 )
 _STATS_CODEC = _Codec(
@@ -207,6 +231,12 @@ _STATS_CODEC = _Codec(
         "num_preemptions": _int,
         "prefix_hit_tokens": _int,
         "prefix_query_tokens": _int,
+        "drafts": _DRAFTS_CODEC.decode,
+        "draft_length": _int,
+        "draft_reason": _str,
+        "forward_s": _float,
+        "sample_s": _float,
+        "draft_s": _float,
     },
 )
 _STATUS_CODEC = _Codec(
@@ -237,6 +267,7 @@ _USAGE_CODEC = _Codec(
         "queue_s": _float,
         "prefill_s": _float,
         "decode_s": _float,
+        "drafts": _DRAFTS_CODEC.decode,
     },
 )
 

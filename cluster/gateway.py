@@ -128,7 +128,7 @@ class Gateway:
             model=model,
             executor=self._executor,
             switchboard=switchboard,
-            builder=RequestBuilder(model, max_context, draw_seed),
+            builder=RequestBuilder(model, max_context, draw_seed, info.draft_model),
             max_context=max_context,
             dtype=self._config.dtype,
             clock=self._clock,

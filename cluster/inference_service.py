@@ -8,7 +8,7 @@ from typing import Any
 from cluster.calls import Calls
 from cluster.request_builder import Prepared
 from cluster.responses import Response, logprob_messages, stream_responses, usage_message
-from cluster.sampling_rules import DEFAULT_MAX_TOKENS
+from cluster.sampling_rules import DEFAULT_MAX_TOKENS, DRAFT_MODELS
 from cluster.sequence_stream import Chunk
 from cluster.serving import Serving
 from cluster.stream import RequestStream
@@ -156,4 +156,5 @@ def _model_facts(serving: Serving) -> inference.GetModelResponse:
         ),
         server_version=__version__,
         uptime=serving.uptime(),
+        draft_model=DRAFT_MODELS[serving.executor.info().draft_model],
     )

@@ -16,6 +16,7 @@ def rank_info(facts: RankFacts, num_ranks: int) -> GroupInfo:
         max_context=facts.max_context,
         vocab_size=facts.vocab_size,
         kv_tokens_per_rank=facts.kv_tokens,
+        draft_model=facts.draft_model,
     )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.chat_template import ROLES
-from cluster.sampling_rules import Violations, check_ids, check_sampling, sampling_params
+from cluster.sampling_rules import Violations, check_ids, check_sampling, draft_method, sampling_params
 from cluster.sequence_stream import TextRules
 from cluster.served_model import ServedModel
 from cluster.stop_strings import StopAutomaton
-from scheduler.request import Request, SamplingParams
+from scheduler.request import DraftMethod, Request, SamplingParams
 from sigmoe.v1 import inference_service_pb2 as inference
 from sigmoe.v1 import types_pb2
 
@@ -34,12 +34,19 @@ class Prepared:
 class RequestBuilder:
     """Knows what the served model can take. Raises InvalidRequest naming every field that is wrong.
 
-    `max_context`: prompt and output together, as the ranks hold it.
+    `max_context`: prompt and output together, as the ranks hold it; `draft_model`: what they have loaded.
     """
 
-    def __init__(self, model: ServedModel, max_context: int, draw_seed: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        max_context: int,
+        draw_seed: Callable[[], int],
+        draft_model: DraftMethod = DraftMethod.NONE,
+    ) -> None:
         self._model = model
         self._max_context = max_context
+        self._draft_model = draft_model
         self._draw_seed = draw_seed
         self._vocab_size = model.config.vocab_size
         # A text of more bytes has more tokens than fit, however it splits: no need to look.
@@ -107,6 +114,7 @@ class RequestBuilder:
     def _common_faults(self, sampling: types_pb2.SamplingParams, priority: int) -> Violations:
         violations = Violations()
         check_sampling(sampling, self._vocab_size, violations)
+        draft_method(sampling, self._draft_model, violations)
         _check_priority(priority, violations)
         return violations
 
@@ -155,6 +163,8 @@ class RequestBuilder:
             sampling=sampling,
             num_sequences=given.n if given.HasField("n") else 1,
             priority=call.priority,
+            draft_method=draft_method(given, self._draft_model, violations),
+            max_drafts=given.max_drafts if given.HasField("max_drafts") else None,
         )
         rules = self._text_rules(sampling, tuple(given.stop))
         return Prepared(request=request, rules=rules, return_token_ids=call.return_token_ids)

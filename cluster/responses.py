@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from cluster.sequence_stream import Chunk, num_candidates
 from cluster.serving import seconds_message
-from scheduler.request import FinishReason, TokenLogprob, Usage
+from scheduler.request import DraftCounts, FinishReason, TokenLogprob, Usage
 from sigmoe.v1 import inference_service_pb2 as inference
 from sigmoe.v1 import types_pb2
 
@@ -67,6 +67,18 @@ def logprob_messages(entries: Iterable[TokenLogprob], text_of: TextOf) -> list[t
     ]
 
 
+def draft_counts(counts: DraftCounts) -> types_pb2.DraftCounts | None:
+    """What drafting brought; None where there was no round."""
+    if not counts.num_rounds:
+        return None
+    return types_pb2.DraftCounts(
+        rounds=counts.num_rounds,
+        committed_tokens=counts.num_committed,
+        drafted=counts.drafted,
+        accepted=counts.accepted,
+    )
+
+
 def usage_message(usage: Usage) -> types_pb2.Usage:
     """What a sequence cost."""
     return types_pb2.Usage(
@@ -77,6 +89,7 @@ def usage_message(usage: Usage) -> types_pb2.Usage:
         queue_time=seconds_message(usage.queue_s),
         prefill_time=seconds_message(usage.prefill_s),
         decode_time=seconds_message(usage.decode_s),
+        drafts=draft_counts(usage.drafts),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.served_model import GenerationDefaults
-from scheduler.request import SamplingParams
+from scheduler.request import DraftMethod, SamplingParams
 from sigmoe.errors import InvalidRequest, Violation
 from sigmoe.v1 import types_pb2
 
@@ -71,6 +71,7 @@ _RANGES = (
     _Range("n", 1, 64),
     _Range("logprobs", 0, 20),
     _Range("prompt_logprobs", 0, 20),
+    _Range("max_drafts", 0, 64),
 )
 _BIAS = _Range("logit_bias", -1000, 1000)
 
@@ -137,6 +138,30 @@ def sampling_params(
         num_logprobs=value("logprobs", None),
         num_prompt_logprobs=value("prompt_logprobs", None),
     )
+
+
+_METHODS = {
+    types_pb2.DRAFT_METHOD_OFF: DraftMethod.NONE,
+    types_pb2.DRAFT_METHOD_EAGLE3: DraftMethod.EAGLE3,
+    types_pb2.DRAFT_METHOD_MTP: DraftMethod.MTP,
+    types_pb2.DRAFT_METHOD_NGRAM: DraftMethod.NGRAM,
+}
+
+
+DRAFT_MODELS = {method: value for value, method in _METHODS.items()}  # as the wire has them
+
+
+def draft_method(given: types_pb2.SamplingParams, loaded: DraftMethod, violations: Violations) -> DraftMethod | None:
+    """What is to draft for a request; None leaves it to the server. Notes one that is not `loaded` or not known."""
+    if given.draft == types_pb2.DRAFT_METHOD_UNSPECIFIED:
+        return None
+    method = _METHODS.get(given.draft)
+    if method is None:
+        violations.add("sampling.draft", f"{given.draft} is not allowed: a value of DraftMethod is")
+    elif method.has_kv and method is not loaded:
+        instead = f"{loaded.value}, " if loaded.has_kv else ""
+        violations.add("sampling.draft", f"{method.value} is not loaded here: {instead}ngram and off are allowed")
+    return method
 
 
 def _check_stops(stops: list[str], violations: Violations) -> None:

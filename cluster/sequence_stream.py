@@ -142,6 +142,7 @@ class SequenceStream:
             queue_s=usage.queue_s,
             prefill_s=usage.prefill_s,
             decode_s=usage.decode_s,
+            drafts=usage.drafts,
         )
 
 

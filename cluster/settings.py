@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.config import Config, Dtype
+from cluster.config import Config, ConfigMistake, Drafter, Dtype
 from cluster.gateway_config import GatewayConfig
-from engine.config import EngineConfig, KernelChoice, Precision
+from engine.config import EAGLE3_FOLDER, EngineConfig, KernelChoice, Precision, SpeculationConfig
 from model.config import ModelConfig
+from scheduler.request import DraftMethod
 
 # The gateway's own bound refuses first, with a retry hint; a request may have so many sequences.
 _MAX_SEQUENCES_PER_REQUEST = 64
@@ -41,6 +42,29 @@ def engine_config(config: Config, model: ModelConfig) -> EngineConfig:
         kernels=KernelChoice(engine.kernels.value),
         use_amx=engine.amx,
         num_threads=engine.threads_per_rank,
+        speculation=speculation(config),
+    )
+
+
+def speculation(config: Config) -> SpeculationConfig:
+    """How the ranks draft. Raises ConfigMistake for an EAGLE3 head that is not there."""
+    given = config.speculation
+    folder = Path(given.draft_path) if given.draft_path else Path(config.model.path) / EAGLE3_FOLDER
+    is_there = (folder / "config.json").is_file()
+    if given.method is Drafter.AUTO:
+        method = DraftMethod.EAGLE3 if is_there else DraftMethod.NONE
+    else:
+        method = DraftMethod.NONE if given.method is Drafter.OFF else DraftMethod(given.method.value)
+    if method is DraftMethod.EAGLE3 and not is_there:
+        raise ConfigMistake(f"speculation.method: eagle3 needs a head, and {folder / 'config.json'} is no file")
+    return SpeculationConfig(
+        method=method,
+        draft_dir=str(folder.resolve()),
+        max_drafts=given.max_drafts,
+        adaptive=given.adaptive,
+        ngram_longest=given.ngram_longest,
+        ngram_shortest=given.ngram_shortest,
+        debug=given.debug,
     )
 
 

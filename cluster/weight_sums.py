@@ -28,6 +28,7 @@ class Part(enum.Enum):
     SHARED_EXPERTS = "shared experts"
     ROUTED_EXPERTS = "routed experts"
     NORMS = "norms"
+    DRAFT = "EAGLE3 head"
     MTP = "MTP layer"  # all of it but its routed experts, which are placed as the others are
 
 

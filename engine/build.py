@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 import kernels.native
 from engine.config import EngineConfig, Precision
-from engine.drafters.build import chain_drafter, kv_block_bytes, load_draft_model
+from engine.drafters.build import chain_drafter, draft_weight_bytes, kv_block_bytes, load_draft_model
 from engine.engine import Engine
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
 from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
@@ -94,6 +94,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     placement = Placement.even(model_config.num_experts, config.group_size)
     dispatcher = _dispatcher(config, placement)
     num_weight_bytes = weight_bytes(model_config, dtype, placement.local_experts(config.rank))
+    num_weight_bytes += draft_weight_bytes(config, model_config, dtype)
     demand_room_for_weights(num_weight_bytes, available_bytes(device))
     target = Target(dtype=dtype, device=device, placement=placement, rank=config.rank)
     model = load_model(
@@ -124,6 +125,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         kernels=kernels.native.backend(),
         max_context=scheduling.context_limit,
         vocab_size=model_config.vocab_size,
+        draft_model=config.speculation.loaded,
     )
     return _Parts(
         engine=Engine(Scheduler(scheduling, time.monotonic), runner),

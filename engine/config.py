@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from scheduler.request import DraftMethod
 
+EAGLE3_FOLDER = "eagle3"  # of a draft head, in the model's folder unless the configuration says otherwise
+
 
 class Precision(enum.Enum):
     """The dtype of activations, weights and KV cache. Routing, softmax and sums are fp32 in either."""

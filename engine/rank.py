@@ -14,7 +14,7 @@ from engine.engine import Engine
 from engine.lockstep import Lockstep, StepNeeds
 from engine.outbox import Outbox
 from scheduler.plan import StepResult
-from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
+from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class RankFacts:
     kernels: str = ""
     max_context: int = 0
     vocab_size: int = 0
+    draft_model: DraftMethod = DraftMethod.NONE  # the kind that is loaded, if any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 from sigmoe import results
-from sigmoe.sampling import Sampling
+from sigmoe.sampling import Sampling, draft_name
 from sigmoe.v1 import admin_service_pb2, inference_service_pb2, types_pb2
 
 Prompt = str | Sequence[int]
@@ -123,6 +123,7 @@ def model(response: inference_service_pb2.GetModelResponse) -> results.Model:
         eos_token_ids=tuple(response.eos_token_ids),
         server_version=response.server_version,
         uptime_s=response.uptime.ToTimedelta().total_seconds(),
+        draft_model=draft_name(response.draft_model),
     )
 
 
@@ -191,6 +192,16 @@ def _usage(usage: types_pb2.Usage) -> results.Usage:
         queue_s=usage.queue_time.ToTimedelta().total_seconds(),
         prefill_s=usage.prefill_time.ToTimedelta().total_seconds(),
         decode_s=usage.decode_time.ToTimedelta().total_seconds(),
+        drafts=_drafts(usage.drafts) if usage.HasField("drafts") else None,
+    )
+
+
+def _drafts(counts: types_pb2.DraftCounts) -> results.Drafts:
+    return results.Drafts(
+        rounds=counts.rounds,
+        committed_tokens=counts.committed_tokens,
+        drafted=tuple(counts.drafted),
+        accepted=tuple(counts.accepted),
     )
 
 
@@ -217,4 +228,10 @@ def _rank(rank: admin_service_pb2.RankStatus) -> results.RankState:
         kv_bytes=rank.kv_bytes,
         expert_tokens=tuple(rank.expert_tokens),
         kernels=rank.kernels,
+        drafts=_drafts(rank.drafts),
+        draft_length=rank.draft_length,
+        draft_reason=rank.draft_reason,
+        forward_s=rank.forward_time.ToTimedelta().total_seconds(),
+        sample_s=rank.sample_time.ToTimedelta().total_seconds(),
+        draft_s=rank.draft_time.ToTimedelta().total_seconds(),
     )

@@ -32,6 +32,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafts:
+    """What drafting brought. Entry i of `drafted` and `accepted` counts drafts at place i + 1 of a round."""
+
+    rounds: int
+    committed_tokens: int
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+    @property
+    def tau(self) -> float | None:
+        """Tokens that one verification yields; None where there was none."""
+        return self.committed_tokens / self.rounds if self.rounds else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one sequence cost; times in seconds."""
 
@@ -42,6 +57,7 @@ class Usage:
     queue_s: float
     prefill_s: float
     decode_s: float
+    drafts: Drafts | None = None  # None where nothing was drafted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +134,7 @@ class Model:
     eos_token_ids: tuple[int, ...]
     server_version: str
     uptime_s: float
+    draft_model: str  # that is loaded: off, eagle3 or mtp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +173,12 @@ class RankState:
     kv_bytes: int
     expert_tokens: tuple[int, ...]
     kernels: str
+    drafts: Drafts
+    draft_length: int
+    draft_reason: str
+    forward_s: float
+    sample_s: float
+    draft_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

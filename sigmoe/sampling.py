@@ -7,6 +7,14 @@ from dataclasses import dataclass, fields
 
 from sigmoe.v1 import types_pb2
 
+_PREFIX = "DRAFT_METHOD_"
+
+
+def draft_name(value: int) -> str:
+    """A draft method of the wire as clients write it; "unspecified" for one that this client does not know."""
+    known = types_pb2.DraftMethod.values()
+    return types_pb2.DraftMethod.Name(value if value in known else 0).removeprefix(_PREFIX).lower()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -32,10 +40,14 @@ class Sampling:
     ignore_eos: bool | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    draft: str | None = None  # "off", "eagle3", "mtp", "ngram"
+    max_drafts: int | None = None
 
     def to_proto(self) -> types_pb2.SamplingParams:
         """The wire form; only what is set is sent. Raises ValueError where a value does not fit its wire type."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.draft is not None:
+            given["draft"] = _PREFIX + self.draft.upper()
         message = types_pb2.SamplingParams()
         for name, value in given.items():
             try:

@@ -6,16 +6,24 @@ from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig
+from engine.config import EAGLE3_FOLDER, EngineConfig
 from engine.drafters.chain import ChainDrafter
 from engine.drafters.draft_model import DraftModel
 from kernels.paged_attention import allocate_kv_layer
 from model.bailing import BailingModel
+from model.config import ModelConfig
 from model.eagle3 import load_eagle3
+from model.eagle3_config import Eagle3Config
+from model.eagle3_shapes import num_parameters
 from model.errors import ConfigError
 from scheduler.request import DraftMethod
 
-EAGLE3_FOLDER = "eagle3"  # in the model's, unless the configuration says otherwise
+
+def draft_weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of weights beside the model's own. Raises CheckpointError or ConfigError for a head that is not there."""
+    if config.speculation.loaded is not DraftMethod.EAGLE3:
+        return 0
+    return num_parameters(Eagle3Config.from_dir(_head_folder(config), model), model) * dtype.itemsize
 
 
 def load_draft_model(
@@ -24,13 +32,16 @@ def load_draft_model(
     """The draft model that the configuration wants. Raises CheckpointError or ConfigError for what is not there."""
     method = config.speculation.loaded
     if method is DraftMethod.EAGLE3:
-        folder = config.speculation.draft_dir or Path(config.model_dir) / EAGLE3_FOLDER
-        return load_eagle3(folder, model.config, model.embedding, dtype, device)
+        return load_eagle3(_head_folder(config), model.config, model.embedding, dtype, device)
     if method is DraftMethod.MTP:
         if model.mtp is None:
             raise ConfigError("num_nextn_predict_layers", "0: this checkpoint has no MTP layer to draft with")
         return model.mtp
     return None
+
+
+def _head_folder(config: EngineConfig) -> Path:
+    return Path(config.speculation.draft_dir or Path(config.model_dir) / EAGLE3_FOLDER)
 
 
 def kv_block_bytes(model: DraftModel, block_size: int, dtype: torch.dtype) -> int:

@@ -43,12 +43,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("seed", int, "the same seed gives the same text"),
         ("n", int, "sequences to generate"),
         ("logprobs", int, "return log-probabilities and so many candidates"),
+        ("max-drafts", int, "most tokens drafted at a time"),
     ):
         metavar = "N" if kind is int else "X"
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)")
     group.add_argument("--stop-token-id", action="append", default=[], type=int, metavar="ID", help="end at this token")
     group.add_argument("--logit-bias", action="append", default=[], type=_bias, metavar="ID=X", help="add X to a logit")
+    group.add_argument(
+        "--draft", metavar="METHOD", help="what drafts tokens ahead: off, eagle3, mtp or ngram; never changes the text"
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
 
 
@@ -71,6 +75,8 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         stop=args.stop,
         ignore_eos=args.ignore_eos or None,
         logprobs=args.logprobs,
+        draft=args.draft,
+        max_drafts=args.max_drafts,
     )
 
 

@@ -73,7 +73,19 @@ def _rank_lines(rank: RankState) -> list[str]:
         f"{rank.kv_blocks_cached} cached, prefix hits {hits}",
         f"  queue  {rank.running_sequences} running, {rank.waiting_sequences} waiting, {rank.preemptions} preemptions",
         f"  work   {rank.generated_tokens} tokens in {rank.steps} steps, {mib:.0f} MiB of weights, {rank.kernels}",
+        f"  time   {rank.forward_s:.1f} s in the model, {rank.sample_s:.1f} s sampling, {rank.draft_s:.1f} s drafting",
+        *_draft_lines(rank),
     ]
+
+
+def _draft_lines(rank: RankState) -> list[str]:
+    """Tokens a round, acceptance by place, the present length and why; nothing where nothing drafts."""
+    drafts = rank.drafts
+    if drafts.tau is None and not rank.draft_reason:
+        return []
+    accepted = " ".join(f"{100 * a / d:.0f}%" for a, d in zip(drafts.accepted, drafts.drafted, strict=False) if d)
+    brought = "no round yet" if drafts.tau is None else f"{drafts.tau:.2f} tokens a round, accepted {accepted}"
+    return [f"  drafts {brought}; {rank.draft_reason}"]
 
 
 def _bar(part: int, whole: int, width: int = 20) -> str:

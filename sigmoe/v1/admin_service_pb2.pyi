@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from sigmoe.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -63,7 +64,7 @@ class GatewayStatus(_message.Message):
     def __init__(self, active_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., ended_requests: _Optional[_Mapping[str, int]] = ..., resumed_requests: _Optional[int] = ..., streamed_tokens: _Optional[int] = ...) -> None: ...
 
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "state", "device", "host", "pid", "experts", "waiting_sequences", "running_sequences", "kv_blocks", "kv_blocks_free", "kv_blocks_cached", "kv_block_size", "steps", "generated_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "weight_bytes", "kv_bytes", "expert_tokens", "kernels")
+    __slots__ = ("rank", "state", "device", "host", "pid", "experts", "waiting_sequences", "running_sequences", "kv_blocks", "kv_blocks_free", "kv_blocks_cached", "kv_block_size", "steps", "generated_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "weight_bytes", "kv_bytes", "expert_tokens", "kernels", "drafts", "draft_length", "draft_reason", "forward_time", "sample_time", "draft_time")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +86,12 @@ class RankStatus(_message.Message):
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_REASON_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_TIME_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TIME_FIELD_NUMBER: _ClassVar[int]
     rank: int
     state: RankState
     device: str
@@ -106,4 +113,10 @@ class RankStatus(_message.Message):
     kv_bytes: int
     expert_tokens: _containers.RepeatedScalarFieldContainer[int]
     kernels: str
-    def __init__(self, rank: _Optional[int] = ..., state: _Optional[_Union[RankState, str]] = ..., device: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., waiting_sequences: _Optional[int] = ..., running_sequences: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kernels: _Optional[str] = ...) -> None: ...
+    drafts: _types_pb2.DraftCounts
+    draft_length: int
+    draft_reason: str
+    forward_time: _duration_pb2.Duration
+    sample_time: _duration_pb2.Duration
+    draft_time: _duration_pb2.Duration
+    def __init__(self, rank: _Optional[int] = ..., state: _Optional[_Union[RankState, str]] = ..., device: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., waiting_sequences: _Optional[int] = ..., running_sequences: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kernels: _Optional[str] = ..., drafts: _Optional[_Union[_types_pb2.DraftCounts, _Mapping]] = ..., draft_length: _Optional[int] = ..., draft_reason: _Optional[str] = ..., forward_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., sample_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draft_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

@@ -23,6 +23,7 @@ from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.shapes import SHAPES
 from cluster import capacity_report
 from cluster.capacity import CapacityPlan, CapacityRequest, DoesNotFit, activation_bytes, plan
+from cluster.draft_share import DraftShare
 from cluster.weight_sums import Part
 from engine.config import EngineConfig, Precision
 from engine.memory import OutOfMemory, kv_blocks, weight_bytes
@@ -171,7 +172,7 @@ def test_a_request_takes_each_field_of_the_engines_configuration() -> None:
         max_sequences=13,
         max_context=17,
     )
-    request = CapacityRequest.from_engine(engine, 19)
+    request = CapacityRequest.from_engine(engine, 19, DraftShare(num_parameters=23))
     untouched = {"channel_scale_itemsize"}
     for field in dataclasses.fields(CapacityRequest):
         assert (getattr(request, field.name) != field.default) is (field.name not in untouched), field.name

@@ -27,6 +27,8 @@ KEYS = [
     "engine.kernels",
     "engine.amx",
     "engine.threads_per_rank",
+    *(f"speculation.{key}" for key in ("method", "draft_path", "max_drafts", "adaptive")),
+    *(f"speculation.{key}" for key in ("ngram_longest", "ngram_shortest", "debug")),
     "cluster.executor",
     "cluster.ranks",
     "cluster.address",
@@ -82,7 +84,10 @@ def test_a_relative_model_path_is_meant_from_the_file_s_folder(tmp_path: Path) -
     [
         ("gateway.port=70000", r"gateway\.port: 70000 is not allowed: .*65535"),
         ("gateway.prot=1", r"gateway\.prot: unknown key; known are host, port"),
-        ("door.port=1", r"'door\.port' names no section\.key; sections are model, engine, cluster, gateway"),
+        (
+            "door.port=1",
+            r"'door\.port' names no section\.key; sections are model, engine, speculation, ",
+        ),
         ("port=1", r"'port' names no section\.key"),
         ("port", r"'port' is not of the form section\.key=value"),
         ("cluster.executor=slurm", r"cluster\.executor: 'slurm' is not allowed: .*'ray' or 'local'"),

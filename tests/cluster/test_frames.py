@@ -27,7 +27,17 @@ from cluster.frames import (
     encode_request,
     encode_status,
 )
-from scheduler.request import FinishReason, Request, SamplingParams, SchedulerStats, TokenDelta, TokenLogprob, Usage
+from scheduler.request import (
+    DraftCounts,
+    DraftMethod,
+    FinishReason,
+    Request,
+    SamplingParams,
+    SchedulerStats,
+    TokenDelta,
+    TokenLogprob,
+    Usage,
+)
 
 int64s = st.integers(-(2**63), 2**64 - 1)
 floats = st.floats(allow_nan=False)
@@ -63,10 +73,14 @@ requests = st.builds(
     deadline_s=st.none() | floats,
     resumed=tokens,
     first_sequence_index=int64s,
+    draft_method=st.none() | st.sampled_from(DraftMethod),
+    max_drafts=st.none() | int64s,
 )
 logprobs = st.lists(st.builds(TokenLogprob, token_id=int64s, logprob=floats, top=pairs), max_size=3).map(tuple)
+draft_counts = st.builds(DraftCounts, num_rounds=int64s, num_committed=int64s, drafted=tokens, accepted=tokens)
 usages = st.builds(
     Usage,
+    drafts=draft_counts,
     num_prompt_tokens=int64s,
     num_cached_tokens=int64s,
     num_output_tokens=int64s,
@@ -86,7 +100,17 @@ deltas = st.builds(
     error=st.just("") | texts,
     usage=st.none() | usages,
 )
-stats = st.builds(SchedulerStats, **{field.name: int64s for field in dataclasses.fields(SchedulerStats)})
+_STATS_FLOATS = ("forward_s", "sample_s", "draft_s")
+stats = st.builds(
+    SchedulerStats,
+    **{
+        field.name: floats if field.name in _STATS_FLOATS else int64s
+        for field in dataclasses.fields(SchedulerStats)
+        if field.name not in ("drafts", "draft_reason")
+    },
+    drafts=draft_counts,
+    draft_reason=texts,
+)
 statuses = st.builds(
     RankStatus,
     rank=int64s,
@@ -197,8 +221,8 @@ def test_the_message_names_the_field() -> None:
 
 
 def test_another_version_is_refused_by_name() -> None:
-    with pytest.raises(FrameError, match="frame of version 2, this side speaks 1"):
-        decode_deltas(msgpack.packb((2, 2, [])))
+    with pytest.raises(FrameError, match="frame of version 3, this side speaks 2"):
+        decode_deltas(msgpack.packb((3, 2, [])))
 
 
 def test_kinds_are_not_mixed_up() -> None:

@@ -1,0 +1,79 @@
+"""Random EAGLE3 heads on disk, in either published layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.eagle3_config import Eagle3Config
+from model.eagle3_shapes import OPTIONAL, expected_shapes
+
+SWITCHES = ("norm_before_fc", "fc_norm", "norm_output", "norm_before_residual")
+
+
+def flat_config(target: ModelConfig, **changes: Any) -> dict[str, Any]:
+    """A config.json as SGLang's family writes it."""
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_size": target.hidden_size,
+        "intermediate_size": 40,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": target.vocab_size,
+        "draft_vocab_size": 60,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, target.num_hidden_layers - 2]},
+    } | changes
+
+
+def nested_config(flat: dict[str, Any]) -> dict[str, Any]:
+    """The same as speculators write it."""
+    outer = (*SWITCHES, "draft_vocab_size", "tie_word_embeddings", "eagle_config", "architectures")
+    ids = flat["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+    return {
+        "architectures": ["Eagle3Speculator"],
+        "model_type": "speculators",
+        "speculators_model_type": "eagle3",
+        "speculators_config": {"algorithm": "eagle3"},
+        "transformer_layer_config": {name: value for name, value in flat.items() if name not in outer},
+        "eagle_aux_hidden_state_layer_ids": [i + 1 for i in ids],
+        **{name: flat[name] for name in (*SWITCHES, "draft_vocab_size", "tie_word_embeddings") if name in flat},
+    }
+
+
+def random_weights(config: Eagle3Config, target: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """fp32 weights under our names, without what is optional but the vocabulary's table."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = {
+        name: torch.randn(shape, generator=draw) * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
+        + (1.0 if name.endswith("norm.weight") else 0.0)
+        for name, shape in expected_shapes(config, target).items()
+        if name not in OPTIONAL
+    }
+    if config.draft_vocab_size < target.vocab_size:
+        ids = torch.randperm(target.vocab_size, generator=draw)[: config.draft_vocab_size].sort().values
+        weights["d2t"] = ids - torch.arange(len(ids))
+        weights["t2d"] = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
+    return weights
+
+
+def write_head(folder: Path, raw: dict[str, Any], weights: Mapping[str, Tensor], prefix: str = "midlayer.") -> Path:
+    """A head's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    named = {name.replace("layer.", prefix, 1) if name.startswith("layer.") else name: t for name, t in weights.items()}
+    save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "model.safetensors")
+    return folder
