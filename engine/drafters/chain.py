@@ -26,8 +26,8 @@ class ChainDrafter:
     """Runs one draft model with a KV layer of its own in the model's blocks."""
 
     def __init__(self, model: DraftModel, kv: KVLayer, block_size: int, device: torch.device) -> None:
+        self.kv = kv
         self._model = model
-        self._kv = kv
         self._block_size = block_size
         self._device = device
 
@@ -80,7 +80,7 @@ class ChainDrafter:
                 block_tables=self._tables(rows) if rows.owners else batch.block_tables[:0],
                 logit_rows=owners[:0],
             ),
-            self._kv,
+            self.kv,
         )
 
     def _tables(self, rows: DraftRows) -> torch.Tensor:

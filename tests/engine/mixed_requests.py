@@ -29,7 +29,7 @@ Outcome = dict[tuple[str, int], tuple[tuple[int, ...], tuple[float, ...]]]  # to
 
 
 @functools.cache
-def _model(shape: str) -> BailingModel:
+def tiny(shape: str) -> BailingModel:
     folder = tiny_checkpoint(shape)
     config = ModelConfig.from_dir(folder)
     target = Target(dtype=torch.float32, device=CPU, placement=Placement.even(config.num_experts, 1), rank=0)
@@ -37,7 +37,7 @@ def _model(shape: str) -> BailingModel:
 
 
 def make_engine(config: SchedulerConfig, shape: str = "B") -> Engine:
-    model = _model(shape)
+    model = tiny(shape)
     kv = KVCache(model.config, config.num_blocks, config.block_size, torch.float32, CPU)
     return Engine(Scheduler(config, lambda: 0.0), ModelRunner(model, kv, CPU))
 

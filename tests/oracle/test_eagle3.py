@@ -86,7 +86,7 @@ def test_the_default_layers_are_the_second_the_middle_and_the_last_but_two(tiny:
     raw = flat_config(target)
     del raw["eagle_config"]
     assert Eagle3Config.from_dict(raw, target).capture_layers == (2, 16, 29)
-    with pytest.raises(CheckpointError, match="eagle_aux_hidden_state_layer_ids: missing.*7 layers"):
+    with pytest.raises(CheckpointError, match=r"eagle_aux_hidden_state_layer_ids: missing.*7 layers"):
         Eagle3Config.from_dict(raw, target.model_copy(update={"num_hidden_layers": 6}))
 
 
