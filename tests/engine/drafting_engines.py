@@ -103,7 +103,7 @@ def draft_model(method: DraftMethod, shape: str) -> DraftModel | None:
     return eagle3_head(shape) if method is DraftMethod.EAGLE3 else None
 
 
-def keys_of(layer: KVLayer, table: Sequence[int], num_rows: int) -> torch.Tensor:
+def values_of(layer: KVLayer, table: Sequence[int], num_rows: int) -> torch.Tensor:
     """Values of the first rows of a sequence, as they lie in its blocks: [rows, kv heads, D]."""
     size = layer.block_size
     return torch.stack([layer.value[table[row // size], :, row % size] for row in range(num_rows)])
