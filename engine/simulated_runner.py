@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
-from scheduler.request import SamplingParams, TokenLogprob
+from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
 _BEGINNING = 0x9E3779B97F4A7C15  # the digest of no tokens at all
 _MASK = 2**64 - 1
@@ -114,7 +114,8 @@ class SimulatedRunner:
 
     A wrong token, position or block table changes what follows or raises StaleKV. `on_step` is called with the rows
     of each step (to spend time, say); a sequence that runs a row of `error_token_id` gets an error for its result.
-    Drafts are right with the chance `draft_skill`, as a hash of the tokens before them decides.
+    Drafts are right with the chance `draft_skill`, as a hash of the tokens before them decides; a look-up (NGRAM)
+    finds fewer than it was asked for, or none, as the same hash decides.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class SimulatedRunner:
         draft_skill: float = 0.7,
         on_step: Callable[[StepPlan], None] | None = None,
     ) -> None:
+        self._block_size = block_size
         self._kv = SimulatedKV(block_size)
         self._model = SimulatedModel(vocab_size)
         self._draft_kv = SimulatedDraftKV(block_size)
@@ -142,10 +144,15 @@ class SimulatedRunner:
 
     def _run_sequence(self, rows: SequencePlan) -> SequenceResult:
         before = digest = self._kv.past(rows.block_table, rows.start)
+        room = len(rows.block_table) * self._block_size
+        assert rows.start + len(rows.token_ids) + rows.num_proposals <= room, (
+            f"no room for all rows in {room} positions"
+        )
         digests = [digest := _mix(digest, token_id) for token_id in rows.token_ids]
         self._kv.write(rows.block_table, rows.start, digests, before)
         if self._error_token_id is not None and self._error_token_id in rows.token_ids:
             return SequenceResult(error=f"token {self._error_token_id} was to fail")
+        self._check_history(rows, digests)
         scores = self._score_prompt(rows, digests)
         if not rows.num_logit_rows:
             if rows.draft_method.has_kv:
@@ -181,8 +188,11 @@ class SimulatedRunner:
         digest = _mix(digests[num_staying - 1], after)
         if rows.draft_method.has_kv:
             self._follow(rows, digests[:num_staying], digest)
+        num_found = rows.num_proposals
+        if rows.draft_method is DraftMethod.NGRAM:
+            num_found = _mix(digest, 19) % (rows.num_proposals + 1)
         proposals: list[int] = []
-        for ahead in range(len(kept), len(kept) + rows.num_proposals):
+        for ahead in range(len(kept), len(kept) + num_found):
             right = self._model.next_token(digest, rows, ahead)
             is_right = _mix(digest, 17) % 1000 < 1000 * self._draft_skill
             proposals.append(right if is_right else (right + 1) % self._vocab_size)
@@ -192,6 +202,15 @@ class SimulatedRunner:
             # Rows that no state of the model stands behind: whoever reads them later goes wrong.
             self._draft_kv.write(rows.block_table, end, [-1] * max(rows.num_proposals - 1, 0))
         return tuple(proposals)
+
+    def _check_history(self, rows: SequencePlan, digests: list[int]) -> None:
+        """A history holds all that is known before the drafts. Raises StaleKV."""
+        if rows.num_logit_rows and (rows.history or rows.draft_method is DraftMethod.NGRAM):
+            digest = _BEGINNING
+            for token_id in rows.history:
+                digest = _mix(digest, token_id)
+            if digest != digests[-rows.num_logit_rows]:
+                raise StaleKV(f"the history of {len(rows.history)} tokens is not that of the rows")
 
     def _follow(self, rows: SequencePlan, digests: list[int], after: int) -> None:
         """Check the draft model's rows before these, then write theirs."""

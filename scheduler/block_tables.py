@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from scheduler.block_pool import BlockPool
 from scheduler.prefix_cache import PrefixCache, chain_key
@@ -42,12 +43,15 @@ class BlockTables:
         """Blocks with reusable content, owned or not."""
         return len(self._cache)
 
-    def fill(self, sequence: Sequence, num_spare: int) -> bool:
+    def fill(self, sequence: Sequence, num_spare: int, *, must_be_followed: bool = False) -> bool:
         """Give a waiting sequence blocks for all tokens it knows, cached ones first; `num_spare` must stay free.
 
         All at once, so that a sequence let in can finish its prompt. Returns whether it could; nothing is taken else.
+        With `must_be_followed` it finds only blocks that hold the draft model's part, and computes the others again.
         """
         hits = self._match(sequence)
+        if must_be_followed:
+            hits = list(takewhile(self._cache.is_followed, hits))
         num_new = -(-len(sequence.tokens) // self._block_size) - len(hits)
         num_taken = num_new + sum(map(self._pool.is_free, hits))
         if num_taken + num_spare > self._pool.num_free:

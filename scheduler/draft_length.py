@@ -59,13 +59,16 @@ class DraftLength:
         """What to keep for a sequence."""
         return DraftOdds(self._max_drafts, decay=0.9, prior_rounds=4.0)
 
+    @property
+    def is_trial_due(self) -> bool:
+        """Whether the draft model rests, but shall follow the next sequence that it can."""
+        return self.is_off and not self.is_broken and self._step - self._rested_at >= _TRY_EVERY
+
     def follows_next(self) -> bool:
         """Whether the draft model shall follow a sequence that starts now."""
-        if self.is_broken or not self._max_drafts:
-            return False
         if not self.is_off:
-            return True
-        if self._step - self._rested_at < _TRY_EVERY:
+            return self._max_drafts > 0
+        if not self.is_trial_due:
             return False
         self._trial_left, self._rested_at = _TRIAL_STEPS, self._step
         return True

@@ -12,6 +12,8 @@ from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepTimes
 from scheduler.request import DraftCounts, DraftMethod, Request
 from scheduler.sequence import Drafting, Sequence
 
+_PATIENCE = 16  # sequences that cannot be followed, after which one is at a price
+
 
 class DraftPlanner:
     """Plans drafts and proposals for sequences that may have them. Costs nothing where no sequence may.
@@ -24,6 +26,7 @@ class DraftPlanner:
         self._tables = tables
         self._lengths: dict[DraftMethod, DraftLength] = {}  # of the methods in use
         self._total = DraftTally()
+        self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
 
     @property
     def is_idle(self) -> bool:
@@ -43,6 +46,17 @@ class DraftPlanner:
             )
         return Drafting(method=method, odds=self._lengths[method].new_odds(), max_drafts=limit)
 
+    def insists_on_following(self, sequence: Sequence) -> bool:
+        """Whether a sequence shall compute again what the prefix cache has without the draft model's part.
+
+        One in a while does: a beginning that many share would else keep them all from drafting for good.
+        """
+        drafting = sequence.drafting
+        if drafting is None or not drafting.method.has_kv:
+            return False
+        length = self._lengths[drafting.method]
+        return length.is_trial_due or (not length.is_off and self._num_missed >= _PATIENCE)
+
     def enter(self, sequence: Sequence) -> None:
         """A sequence starts, at the rows that it found in the prefix cache."""
         drafting = sequence.drafting
@@ -50,6 +64,9 @@ class DraftPlanner:
             sequence.is_followed = False
         elif sequence.is_followed:
             sequence.is_followed = self._lengths[drafting.method].follows_next()
+            self._num_missed = 0
+        else:
+            self._num_missed += 1
 
     def begin_step(self, decodes: Seq[Sequence]) -> None:
         """Settle the lengths of a step that lets these sequences decode."""
@@ -95,6 +112,10 @@ class DraftPlanner:
         assert len(outcome.draft_ids) <= planned.num_proposals, (
             f"sequence {sequence.sequence_id}: {len(outcome.draft_ids)} drafts where {planned.num_proposals} were asked"
         )
+        if outcome.draft_ids and (end := self._config.vocab_size) is not None:
+            assert min(outcome.draft_ids) >= 0 and max(outcome.draft_ids) < end, (
+                f"sequence {sequence.sequence_id}: drafts {outcome.draft_ids} are not all in [0, {end})"
+            )
         sequence.drafts = outcome.draft_ids
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
         if num_drafted > 0:

@@ -40,8 +40,15 @@ class PrefixCache:
         return block in self._followed
 
     def publish(self, key: bytes, block: int, *, is_followed: bool = False) -> None:
-        """Offer a computed block for reuse. Where another holds the same tokens already, that one stays the one."""
-        if key not in self._block_of and block not in self._key_of:
+        """Offer a computed block for reuse. Where another holds the same tokens already, that one stays the one.
+
+        Unless only this one holds the draft model's part, too: then it takes the other's place.
+        """
+        before = self._block_of.get(key)
+        if before is not None and is_followed and before not in self._followed and block not in self._key_of:
+            self.forget(before)
+            before = None
+        if before is None and block not in self._key_of:
             self._block_of[key] = block
             self._key_of[block] = key
             if is_followed:

@@ -227,7 +227,8 @@ class Scheduler:
 
     def _let_in(self, sequence: Sequence, now_s: float) -> bool:
         """Start a waiting sequence if its blocks can be had and every running one could still take one more."""
-        if not self._tables.fill(sequence, num_spare=len(self._live.running)):
+        insists = self._drafting.insists_on_following(sequence)
+        if not self._tables.fill(sequence, num_spare=len(self._live.running), must_be_followed=insists):
             return False
         self._live.start(sequence)
         self._drafting.enter(sequence)

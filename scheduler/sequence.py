@@ -111,11 +111,16 @@ class Sequence:
         """The next rows with drafts behind them, and what the drafter shall do after them."""
         plain, method = self.rows(num_rows), self.draft_method
         end = plain.start + num_rows
+        if end < len(self.tokens):
+            after: int | None = self.tokens[end]
+        else:
+            # Behind a prompt that is only scored comes nothing: nobody reads the draft model's last row there.
+            after = None if plain.num_logit_rows else self.tokens[-1]
         return dataclasses.replace(
             plain,
             token_ids=plain.token_ids + self.drafts[:num_drafts],
             num_logit_rows=plain.num_logit_rows + num_drafts,
-            next_token_id=self.tokens[end] if end < len(self.tokens) else None,
+            next_token_id=after,
             draft_method=method,
             num_proposals=num_proposals,
             history=self.tokens if method is DraftMethod.NGRAM else plain.history,

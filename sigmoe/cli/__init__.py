@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import sigmoe
-from sigmoe.cli import chat, generate, serve, status
+from sigmoe.cli import chat, generate, serve, status, train_draft
 from sigmoe.cli.output import EXIT_INTERRUPTED, exit_code_of, fail
 from sigmoe.errors import SigmoeError
 
@@ -17,6 +17,7 @@ examples:
   sigmoe chat                                  talk to it
   sigmoe generate "Asthma is" --max-tokens 40  continue a text
   sigmoe status                                ranks, KV cache, queues, expert load
+  sigmoe train-draft --help                    train a head that drafts tokens for a model
 
 exit codes: 0 done, 1 the server failed, 2 wrong input, 3 nothing answers there, 4 the server is full,
             5 the deadline passed, 130 interrupted
@@ -48,6 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sigmoe {sigmoe.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for module in (serve, generate, chat, status):
+    for module in (serve, generate, chat, status, train_draft):
         module.add_parser(commands)
     return parser

@@ -56,10 +56,10 @@ class Eagle3Reference:
         config, w, length = self.config, self.weights, rows.shape[0]
         heads = {}
         for name, count in (("q", config.num_attention_heads), *((n, config.num_key_value_heads) for n in "kv")):
-            out = rows @ w[f"layer.self_attn.{name}_proj.weight"].T
+            projected = rows @ w[f"layer.self_attn.{name}_proj.weight"].T
             if config.attention_bias:
-                out = out + w[f"layer.self_attn.{name}_proj.bias"]
-            heads[name] = out.view(length, count, config.head_dim).transpose(0, 1)
+                projected = projected + w[f"layer.self_attn.{name}_proj.bias"]
+            heads[name] = projected.view(length, count, config.head_dim).transpose(0, 1)
         positions = torch.arange(length, dtype=rows.dtype)
         half = config.rope.rotary_dim // 2
         angles = positions[:, None] * config.rope.rope_theta ** (-torch.arange(half, dtype=rows.dtype) / half)
@@ -73,5 +73,5 @@ class Eagle3Reference:
         scores = query @ key.transpose(-1, -2) * config.head_dim**-0.5
         scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
         mixed = scores.softmax(-1) @ heads["v"].repeat_interleave(group, 0)
-        out = mixed.transpose(0, 1).reshape(length, -1) @ w["layer.self_attn.o_proj.weight"].T
+        out: Tensor = mixed.transpose(0, 1).reshape(length, -1) @ w["layer.self_attn.o_proj.weight"].T
         return out + w["layer.self_attn.o_proj.bias"] if config.attention_bias else out

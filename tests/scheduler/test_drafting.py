@@ -109,7 +109,7 @@ def test_a_request_caps_and_switches_off_its_drafts() -> None:
     world.add(
         replace(request("capped", max_tokens=10), max_drafts=1),
         replace(request("off", max_tokens=10, first=2), draft_method=DraftMethod.NONE),
-        replace(request("ngram", max_tokens=10, first=3), draft_method=DraftMethod.NGRAM),
+        replace(request("ngram", max_tokens=24, first=3), draft_method=DraftMethod.NGRAM),
     )
     finished(world)
     counts = {name: told.usage.drafts for (name, _), told in world.told.items() if told.usage}

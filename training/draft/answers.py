@@ -1,0 +1,97 @@
+"""What a head learns from: the model's own answers to a list of questions, written part by part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from cluster.chat_template import ChatTemplate
+from cluster.offline import OfflineEngine
+from cluster.tokenizer import Tokenizer
+from engine.config import EngineConfig
+from scheduler.request import FinishReason, SamplingParams
+
+PART = 2000  # questions whose answers are written at a time; a kill loses at most so many
+TEMPERATURES = (0.0, 0.0, 0.8)  # taken in turn: mostly what the model says, sometimes what it might say
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """One question with its answer: token ids, and where the answer begins."""
+
+    tokens: NDArray[np.int64]
+    answer_start: int
+
+
+def read_questions(path: Path) -> list[str]:
+    """First turns of a JSON-lines file of `{"turns": [...]}`, or the lines of a text file. Raises ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if path.suffix != ".jsonl":
+            questions.append(line.strip())
+            continue
+        try:
+            questions.append(str(json.loads(line)["turns"][0]))
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise ValueError(f'{path}: line {number} is not of the form {{"turns": ["..."]}}') from None
+    questions = [question for question in questions if question]
+    if not questions:
+        raise ValueError(f"{path}: holds no question")
+    return questions
+
+
+def answer_all(
+    model: EngineConfig, questions: Sequence[str], out: Path, *, max_tokens: int, progress: Progress
+) -> None:
+    """Write the model's answers to `out`, in parts of `PART`; parts that are there already are left alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = range(0, len(questions), PART)
+    missing = [first for first in parts if not _part(out, first).exists()]
+    if not missing:
+        return
+    template, tokenizer = ChatTemplate.from_dir(Path(model.model_dir)), Tokenizer.from_dir(Path(model.model_dir))
+    engine = OfflineEngine.load(model)
+    task = progress.add_task("answers", total=len(questions), completed=(len(parts) - len(missing)) * PART)
+    for first in missing:
+        talks: list[Talk] = []
+        for number, temperature in enumerate(TEMPERATURES):
+            mine = questions[first : first + PART][number :: len(TEMPERATURES)]
+            prompts = [tokenizer.encode_now(template.render([{"role": "user", "content": text}])) for text in mine]
+            sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=first)
+            for answer in engine.generate(prompts, sampling):
+                progress.advance(task)
+                if answer.finish_reason is not FinishReason.ERROR:
+                    prompt = prompts[answer.prompt_index]
+                    talks.append(Talk(np.array([*prompt, *answer.token_ids], dtype=np.int64), len(prompt)))
+        _save(_part(out, first), talks)
+
+
+def load_talks(folder: Path) -> list[Talk]:
+    """Everything that `answer_all` wrote."""
+    return [talk for file in sorted(folder.glob("answers-*.npz")) for talk in _load(file)]
+
+
+def _part(folder: Path, first: int) -> Path:
+    return folder / f"answers-{first:08d}.npz"
+
+
+def _save(file: Path, talks: Sequence[Talk]) -> None:
+    partial = file.with_name(f"partial-{file.name}")
+    tokens = np.concatenate([talk.tokens for talk in talks]) if talks else np.zeros(0, dtype=np.int64)
+    lengths = np.array([len(talk.tokens) for talk in talks], dtype=np.int64)
+    np.savez_compressed(partial, tokens=tokens, lengths=lengths, starts=np.array([t.answer_start for t in talks]))
+    partial.replace(file)
+
+
+def _load(file: Path) -> Iterator[Talk]:
+    with np.load(file) as stored:
+        ends = np.cumsum(stored["lengths"])
+        for end, length, start in zip(ends, stored["lengths"], stored["starts"], strict=True):
+            yield Talk(stored["tokens"][end - length : end], int(start))

@@ -1,0 +1,77 @@
+"""The model that a head is trained for, as the engine loads it: inner states and what it would say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import kernels.native
+from model.batch import Batch
+from model.checkpoint import Target as Placed
+from model.checkpoint import load_model
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from router.local import LocalDispatcher
+from router.placement import Placement
+
+_BLOCK = 16
+
+
+class TargetModel:
+    """Runs whole talks at once on this machine's CPU; holds every expert."""
+
+    def __init__(self, folder: Path, *, max_tokens: int, num_threads: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        """`max_tokens`: most tokens of one batch. Raises CheckpointError."""
+        kernels.native.use("auto", num_threads=num_threads)
+        self.config = ModelConfig.from_dir(folder)
+        device = torch.device("cpu")
+        placed = Placed(dtype=dtype, device=device, placement=Placement.even(self.config.num_experts, 1), rank=0)
+        dispatcher = LocalDispatcher(self.config.num_experts)
+        self._model = load_model(folder, self.config, target=placed, dispatcher=dispatcher)
+        self._kv = KVCache(self.config, -(-2 * max_tokens // _BLOCK), _BLOCK, dtype, device)
+
+    @property
+    def embedding(self) -> Tensor:
+        """[V, H]."""
+        return self._model.embedding
+
+    @torch.no_grad()
+    def states(self, tokens: Tensor, lengths: Tensor, capture_layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Captured states [B, S, C * H] and normed last states [B, S, H] of talks [B, S] int64, zeros past `lengths`.
+
+        A talk sees itself alone.
+        """
+        hidden, captured = self._model.hidden_states(_batch(tokens, lengths), self._kv, capture_layers)
+        assert captured is not None, "at least one layer is captured"
+        inside = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        spread = [torch.zeros(*tokens.shape, part.shape[1], dtype=part.dtype) for part in (captured, hidden)]
+        for place, part in zip(spread, (captured, hidden), strict=True):
+            place[inside] = part
+        return spread[0], spread[1]
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed states [N, H] to logits [N, V] fp32."""
+        return self._model.lm_head(hidden)
+
+
+def _batch(tokens: Tensor, lengths: Tensor) -> Batch:
+    """One ragged batch, each talk in blocks of its own."""
+    sizes = lengths.tolist()
+    per_talk = -(-tokens.shape[1] // _BLOCK)
+    tables = np.arange(len(sizes) * per_talk, dtype=np.int32).reshape(len(sizes), per_talk)
+    positions = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    slots = tables[owners, positions // _BLOCK] * _BLOCK + positions % _BLOCK
+    return Batch(
+        token_ids=torch.cat([row[:size] for row, size in zip(tokens, sizes, strict=True)]),
+        positions=torch.from_numpy(positions),
+        slots=torch.from_numpy(slots.astype(np.int32)),
+        row_starts=torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32),
+        context_lens=lengths.to(torch.int32),
+        block_tables=torch.from_numpy(tables),
+        logit_rows=torch.zeros(0, dtype=torch.int64),
+    )
