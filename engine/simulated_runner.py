@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
 _BEGINNING = 0x9E3779B97F4A7C15  # the digest of no tokens at all
@@ -113,7 +113,8 @@ class SimulatedRunner:
     """Runs plans in microseconds and finds the scheduler's mistakes.
 
     A wrong token, position or block table changes what follows or raises StaleKV. `on_step` is called with the rows
-    of each step (to spend time, say); a sequence that runs a row of `error_token_id` gets an error for its result.
+    of each step (to spend time, say), `times` says what it shall claim to have taken; a sequence that runs a row of
+    `error_token_id` gets an error for its result.
     Drafts are right with the chance `draft_skill`, as a hash of the tokens before them decides; a look-up (NGRAM)
     finds fewer than it was asked for, or none, as the same hash decides.
     """
@@ -126,6 +127,7 @@ class SimulatedRunner:
         error_token_id: int | None = None,
         draft_skill: float = 0.7,
         on_step: Callable[[StepPlan], None] | None = None,
+        times: Callable[[StepPlan], StepTimes] | None = None,
     ) -> None:
         self._block_size = block_size
         self._kv = SimulatedKV(block_size)
@@ -135,12 +137,17 @@ class SimulatedRunner:
         self._draft_skill = draft_skill
         self._error_token_id = error_token_id
         self._on_step = on_step
+        self._times = times
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute the rows of a plan. Raises StaleKV."""
         if self._on_step is not None:
             self._on_step(plan)
-        return StepResult(step_id=plan.step_id, sequences=tuple(self._run_sequence(rows) for rows in plan.sequences))
+        return StepResult(
+            step_id=plan.step_id,
+            sequences=tuple(self._run_sequence(rows) for rows in plan.sequences),
+            times=StepTimes() if self._times is None else self._times(plan),
+        )
 
     def _run_sequence(self, rows: SequencePlan) -> SequenceResult:
         before = digest = self._kv.past(rows.block_table, rows.start)

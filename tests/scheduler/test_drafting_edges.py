@@ -171,21 +171,14 @@ def adaptive(config: SchedulerConfig = DRAFTING) -> SchedulerConfig:
     return replace(config, adaptive_drafts=True, max_context=4000, num_blocks=1200)
 
 
-def run_with_times(world: World, num_steps: int) -> None:
-    """Steps that cost 1 ms and a third of that for each row beyond the first of a sequence."""
-    for _ in range(num_steps):
-        plan = world.engine.plan()
-        extra = plan.num_rows - len(plan.sequences)
-        times = StepTimes(forward_s=1e-3, draft_s=0.33e-3 * extra)
-        world.hear(world.engine.commit(plan, replace(world.engine.run(plan), times=times)))
-
-
 def test_a_hundred_rounds_in_vain_stop_the_drafts_of_a_sequence() -> None:
-    world = World(adaptive(), draft_skill=0.05)
+    world = World(adaptive(), draft_skill=0.05, row_s=3e-4)
     world.add(request("a", max_tokens=2000))
-    run_with_times(world, 120)
+    for _ in range(120):
+        world.step()
     before = len(world.plans)
-    run_with_times(world, 300)
+    for _ in range(300):
+        world.step()
     num_drafts = sum(plan.num_rows - 1 for plan in world.plans[before:])
     assert num_drafts < 20
     assert world.scheduler.stats().draft_length == 0

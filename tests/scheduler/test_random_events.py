@@ -12,6 +12,9 @@ from scheduler.request import DraftMethod, Request, SamplingParams
 from scheduler.scheduler import SchedulerConfig
 from tests.scheduler.world import ERROR_TOKEN, VOCAB_SIZE, World, prompt
 
+# What a request says of drafting: mostly nothing.
+DRAFTING = [(None, None), (None, None), (None, 1), (None, 9), (DraftMethod.NONE, None), (DraftMethod.NGRAM, 2)]
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> SchedulerConfig:
@@ -37,7 +40,8 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
 
 @st.composite
 def samplings(draw: st.DrawFn) -> SamplingParams:
-    max_tokens = draw(st.integers(1, 24))
+    num_prompt_logprobs = draw(st.sampled_from([None, None, 1]))
+    max_tokens = draw(st.integers(1 if num_prompt_logprobs is None else 0, 24))
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, max_tokens)),
@@ -47,7 +51,7 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
         stop_token_ids=draw(st.sampled_from([(), (3, 4, 5, 6, 7, 8)])),
         ignore_eos=draw(st.booleans()),
         num_logprobs=draw(st.sampled_from([None, 2])),
-        num_prompt_logprobs=draw(st.sampled_from([None, None, 1])),
+        num_prompt_logprobs=num_prompt_logprobs,
     )
 
 
@@ -56,9 +60,9 @@ class RandomEvents(RuleBasedStateMachine):
 
     submitted: Bundle[str] = Bundle("submitted")
 
-    @initialize(config=configs())
-    def start(self, config: SchedulerConfig) -> None:
-        self.world = World(config)
+    @initialize(config=configs(), skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]), row_s=st.sampled_from([0.0, 1e-4, 1e-3]))
+    def start(self, config: SchedulerConfig, skill: float, row_s: float) -> None:
+        self.world = World(config, skill, row_s)
         self.aborted: set[str] = set()
 
     @rule(
@@ -68,7 +72,7 @@ class RandomEvents(RuleBasedStateMachine):
         sampling=samplings(),
         num_sequences=st.sampled_from([1, 1, 3]),
         priority=st.integers(-2, 2),
-        drafting=st.sampled_from([(None, None), (None, None), (DraftMethod.NONE, None), (DraftMethod.NGRAM, 2)]),
+        drafting=st.sampled_from(DRAFTING),
     )
     def submit(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner, simulated_output
-from scheduler.plan import StepPlan
+from scheduler.plan import StepPlan, StepTimes
 from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
@@ -69,7 +69,8 @@ def asking(asked: Request, **sampling: Any) -> Request:
 
 
 class World:
-    def __init__(self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7) -> None:
+    def __init__(self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7, row_s: float = 0.0) -> None:
+        """Steps say that they took 1 ms, and `row_s` for each row that is not the first of its sequence."""
         self.config = config
         self.clock = FakeClock()
         self.scheduler = Scheduler(config, self.clock)
@@ -80,6 +81,7 @@ class World:
             error_token_id=ERROR_TOKEN,
             draft_skill=draft_skill,
             on_step=self.plans.append,
+            times=lambda plan: StepTimes(forward_s=1e-3, draft_s=row_s * (plan.num_rows - len(plan.sequences))),
         )
         self.engine = Engine(self.scheduler, runner)
         self.requests: dict[str, Request] = {}
