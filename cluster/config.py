@@ -133,7 +133,8 @@ class Drafter(enum.Enum):
 class SpeculationSection(_Section):
     """Drafting: several tokens a step where a draft model guesses them. Never changes which tokens come."""
 
-    method: Drafter = Field(
+    # YAML reads a bare `off` as false.
+    method: Annotated[Drafter, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         default=Drafter.AUTO, description="of requests that name none; auto: eagle3 where the model's folder has one"
     )
     draft_path: str = Field(default="", description="folder of the EAGLE3 head; empty: eagle3 in the model's folder")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sigmoe import Client, Sampling, SigmoeError, Unavailable
+from sigmoe import Client, Sampling, SigmoeError, Unavailable, Usage
 from sigmoe.cli.status import picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,8 +80,14 @@ def _ask(client: Client, console: Console) -> None:
         raise SigmoeError("the answer ended without a result")
     console.print(
         f"\n[dim]{usage.output_tokens} tokens in {elapsed_s:.2f} s: {usage.output_tokens / elapsed_s:.0f} tokens/s, "
-        f"first after {1000 * (first_s - start_s):.0f} ms[/dim]"
+        f"first after {1000 * (first_s - start_s):.0f} ms{_drafted(usage)}[/dim]"
     )
+
+
+def _drafted(usage: Usage) -> str:
+    if usage.drafts is None or usage.drafts.tau is None:
+        return ""
+    return f"; {usage.drafts.tau:.2f} tokens a step with drafts"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> int:

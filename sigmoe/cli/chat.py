@@ -87,4 +87,7 @@ def _show_rate(chunks: list[Chunk], elapsed_s: float) -> None:
     usage = chunks[-1].usage if chunks else None
     if usage is not None and elapsed_s > 0:
         rate = usage.output_tokens / elapsed_s
-        Console().print(f"[dim]{usage.output_tokens} tokens, {rate:.0f} tokens/s, {chunks[-1].finish_reason}[/dim]")
+        tau = None if usage.drafts is None else usage.drafts.tau
+        drafted = "" if tau is None else f", {tau:.2f} tokens a step with drafts"
+        ending = chunks[-1].finish_reason
+        Console().print(f"[dim]{usage.output_tokens} tokens, {rate:.0f} tokens/s, {ending}{drafted}[/dim]")

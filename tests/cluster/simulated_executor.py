@@ -41,6 +41,8 @@ class SimulatedExecutor:
             eos_token_ids=eos,
             max_waiting=20_000,
             vocab_size=vocab_size,
+            max_drafts=3,
+            adaptive_drafts=False,
         )
         self._info = GroupInfo(
             num_ranks=num_ranks,

@@ -1,0 +1,85 @@
+"""Drafting as clients ask for it and see it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import settings
+from cluster.config import ConfigMistake, load
+from model.config import ModelConfig
+from scheduler.request import DraftMethod
+from sigmoe import Sampling, messages
+from sigmoe.cli.status import picture
+from sigmoe.v1 import admin_service_pb2, inference_service_pb2, types_pb2
+from tests.cluster.checkpoint_folder import write_checkpoint_folder
+from tests.cluster.conftest import World
+from tests.cluster.grpc_calls import generate, sampling, violations
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"draft": types_pb2.DRAFT_METHOD_EAGLE3},
+            {"sampling.draft": "eagle3 is not loaded here: ngram and off are allowed"},
+        ),
+        ({"draft": 99}, {"sampling.draft": "99 is not allowed: a value of DraftMethod is"}),
+        ({"max_drafts": 65}, {"sampling.max_drafts": "65 is not allowed: 0 to 64 is"}),
+        ({"max_drafts": -1}, {"sampling.max_drafts": "-1 is not allowed: 0 to 64 is"}),
+    ],
+)
+async def test_what_cannot_be_drafted_is_refused(
+    world: World, fields: dict[str, int], expected: dict[str, str]
+) -> None:
+    assert await violations(world.inference.Generate(generate(sampling=sampling(**fields)))) == expected
+
+
+async def test_a_request_drafts_as_it_asks(world: World) -> None:
+    asked = Sampling(draft="ngram", max_drafts=2, max_tokens=20, temperature=0.0, ignore_eos=True)
+    call = messages.generate_request("What is asthma?", asked)
+    usages = [response.usage async for response in world.inference.Generate(call) if response.HasField("usage")]
+    (_, submitted), *_ = world.executor.submitted
+    assert (submitted.draft_method, submitted.max_drafts) == (DraftMethod.NGRAM, 2)
+    drafts = messages.chunk(inference_service_pb2.GenerateResponse(usage=usages[-1])).usage
+    assert drafts is not None and drafts.drafts is not None
+    assert len(drafts.drafts.drafted) == 2 and drafts.drafts.tau is not None and drafts.drafts.tau > 1.0
+    cluster = messages.cluster(await world.admin.GetCluster(admin_service_pb2.GetClusterRequest()))
+    assert cluster.ranks[0].drafts == drafts.drafts
+    assert "tokens a round, accepted" in str(picture(cluster))
+
+
+async def test_drafting_off_leaves_no_trace(world: World) -> None:
+    call = messages.generate_request("What is asthma?", Sampling(draft="off", max_tokens=20, temperature=0.0))
+    usages = [response.usage async for response in world.inference.Generate(call) if response.HasField("usage")]
+    assert not usages[-1].HasField("drafts")
+    assert world.executor.submitted[0][1].draft_method is DraftMethod.NONE
+    assert (
+        await world.inference.GetModel(inference_service_pb2.GetModelRequest())
+    ).draft_model == types_pb2.DRAFT_METHOD_OFF
+
+
+def test_a_client_names_methods_as_people_do() -> None:
+    assert Sampling(draft="eagle3").to_proto().draft == types_pb2.DRAFT_METHOD_EAGLE3
+    with pytest.raises(ValueError, match=r"sampling\.draft"):
+        Sampling(draft="magic").to_proto()
+
+
+def test_the_server_finds_its_head(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = write_checkpoint_folder(tmp_path_factory.mktemp("model") / "tiny")
+    model = ModelConfig.from_dir(folder)
+
+    def drafts(*overrides: str) -> tuple[DraftMethod, str | None]:
+        config = load(None, [f"model.path={folder}", *overrides], {})
+        made = settings.engine_config(config, model).speculation
+        return made.method, made.draft_dir
+
+    assert drafts()[0] is DraftMethod.NONE
+    assert drafts("speculation.method=ngram")[0] is DraftMethod.NGRAM
+    with pytest.raises(ConfigMistake, match=r"speculation\.method: eagle3 needs a head"):
+        drafts("speculation.method=eagle3")
+    (folder / "eagle3").mkdir()
+    (folder / "eagle3" / "config.json").write_text("{}")
+    assert drafts() == (DraftMethod.EAGLE3, str(folder / "eagle3"))
+    assert drafts("speculation.method=off")[0] is DraftMethod.NONE
+    with pytest.raises(ConfigMistake, match="ngram_shortest 9 is more than ngram_longest 4"):
+        drafts("speculation.ngram_shortest=9")
