@@ -13,7 +13,7 @@ from sigmoe.cli.status import picture
 from sigmoe.v1 import admin_service_pb2, inference_service_pb2, types_pb2
 from tests.cluster.checkpoint_folder import write_checkpoint_folder
 from tests.cluster.conftest import World
-from tests.cluster.grpc_calls import generate, sampling, violations
+from tests.cluster.grpc_calls import generate, violations
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from tests.cluster.grpc_calls import generate, sampling, violations
 async def test_what_cannot_be_drafted_is_refused(
     world: World, fields: dict[str, int], expected: dict[str, str]
 ) -> None:
-    assert await violations(world.inference.Generate(generate(sampling=sampling(**fields)))) == expected
+    assert await violations(world.inference.Generate(generate(**fields))) == expected
 
 
 async def test_a_request_drafts_as_it_asks(world: World) -> None:
