@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from engine.simulated_runner import SimulatedRunner, StaleKV, simulated_output
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan
-from scheduler.request import SamplingParams
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepTimes
+from scheduler.request import DraftMethod, SamplingParams
 
 PROMPT = (5, 6, 7, 8, 9, 10)
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0)
@@ -121,3 +121,75 @@ def test_a_chosen_token_fails_its_sequence_alone() -> None:
     bad, good = runner.run(plan).sequences
     assert "token 9" in bad.error
     assert good.token_ids and not good.error
+
+
+def drafting(planned: SequencePlan, num_proposals: int = 0, method: DraftMethod = DraftMethod.EAGLE3) -> SequencePlan:
+    return replace(planned, draft_method=method, num_proposals=num_proposals)
+
+
+def verifying(planned: SequencePlan, *drafts: int) -> SequencePlan:
+    return replace(planned, token_ids=(*planned.token_ids, *drafts), num_logit_rows=1 + len(drafts))
+
+
+@pytest.fixture
+def oracle() -> SimulatedRunner:
+    return SimulatedRunner(block_size=4, draft_skill=1.0)
+
+
+@pytest.mark.parametrize("num_right", range(4))
+def test_drafts_are_accepted_up_to_the_first_wrong_one(runner: SimulatedRunner, num_right: int) -> None:
+    output = simulated_output(PROMPT, GREEDY)
+    drafts = [token + (i >= num_right) for i, token in enumerate(output[:3])]
+    result = run(runner, verifying(rows(PROMPT, 0, [0, 1, 2]), *drafts))
+    assert result.token_ids == output[: num_right + 1]
+
+
+def test_drafts_are_as_good_as_their_skill(oracle: SimulatedRunner) -> None:
+    output = simulated_output(PROMPT, GREEDY)
+    assert run(oracle, drafting(rows(PROMPT, 0, [0, 1, 2]), 3)).draft_ids == output[1:4]
+    wrong = SimulatedRunner(block_size=4, draft_skill=0.0)
+    proposed = run(wrong, drafting(rows(PROMPT, 0, [0, 1, 2]), 3)).draft_ids
+    assert len(proposed) == 3 and proposed[0] != output[1]
+
+
+def test_a_sequence_that_is_followed_late_has_stale_draft_rows(oracle: SimulatedRunner) -> None:
+    first = run(oracle, rows(PROMPT, 0, [0, 1])).token_ids
+    with pytest.raises(StaleKV, match="draft model's row at position 0"):
+        run(oracle, drafting(rows(first, 6, [0, 1])))
+
+
+def test_a_row_of_the_draft_model_depends_on_the_token_behind_it(oracle: SimulatedRunner) -> None:
+    chunk = replace(drafting(rows(PROMPT[:4], 0, [0])), num_logit_rows=0)
+    run(oracle, replace(chunk, next_token_id=PROMPT[4]))
+    run(oracle, drafting(rows(PROMPT[4:], 4, [0, 1])))
+    run(oracle, replace(chunk, next_token_id=PROMPT[4] + 1))
+    with pytest.raises(StaleKV, match="position 3"):
+        run(oracle, drafting(rows(PROMPT[4:], 4, [0, 1])))
+
+
+def test_rows_that_only_drafts_stand_behind_are_stale(oracle: SimulatedRunner) -> None:
+    first = run(oracle, drafting(rows(PROMPT, 0, [0, 1, 2]), 3))
+    # The rows of accepted drafts are written again by the step that verifies them: leaving one out is found out.
+    output = simulated_output(PROMPT, GREEDY)
+    run(oracle, verifying(rows(first.token_ids, 6, [0, 1, 2]), *first.draft_ids[:1]))
+    with pytest.raises(StaleKV, match="position 6"):
+        run(oracle, drafting(rows(output[2:3], 8, [0, 1, 2])))
+
+
+def test_proposals_need_room_for_their_rows(oracle: SimulatedRunner) -> None:
+    run(oracle, drafting(rows(PROMPT, 0, [0, 1]), 2))
+    with pytest.raises(AssertionError, match="no room for all rows in 8 positions"):
+        run(oracle, drafting(rows(PROMPT, 0, [0, 1]), 3))
+
+
+def test_a_look_up_reads_the_whole_history(oracle: SimulatedRunner) -> None:
+    planned = drafting(rows(PROMPT, 0, [0, 1, 2]), 4, DraftMethod.NGRAM)
+    proposed = run(oracle, replace(planned, history=PROMPT)).draft_ids
+    assert proposed == simulated_output(PROMPT, GREEDY)[1 : len(proposed) + 1]
+    with pytest.raises(StaleKV, match="history of 5 tokens"):
+        run(oracle, replace(planned, history=PROMPT[:5]))
+
+
+def test_a_step_takes_as_long_as_it_is_told() -> None:
+    runner = SimulatedRunner(block_size=4, times=lambda plan: StepTimes(forward_s=0.5 * plan.num_rows))
+    assert runner.run(StepPlan(step_id=1, sequences=(), num_rows=4)).times.forward_s == 2.0

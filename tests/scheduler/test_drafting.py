@@ -60,7 +60,7 @@ def test_no_round_runs_beyond_the_context() -> None:
     assert len(world.told["a", 0].token_ids) == 9
     for plan in world.plans:
         for planned in plan.sequences:
-            assert planned.start + len(planned.token_ids) <= 16
+            assert planned.start + len(planned.token_ids) <= 15, "the last token of all needs no row"
             assert len(planned.block_table) * DRAFTING.block_size <= 16
 
 
@@ -86,10 +86,12 @@ def test_blocks_written_without_the_draft_model_leave_a_sequence_without_drafts(
     assert usage is not None and usage.num_cached_tokens == 8 and usage.drafts.num_rounds == 0
 
 
-def test_drafting_ends_before_anybody_is_preempted() -> None:
+@pytest.mark.parametrize(("block_size", "num_blocks"), [(4, 6), (1, 22)])
+@pytest.mark.parametrize("skill", [0.0, 0.5, 1.0])
+def test_drafting_ends_before_anybody_is_preempted(block_size: int, num_blocks: int, skill: float) -> None:
     # Both sequences fit exactly; blocks ahead for drafts would push one of them out.
-    config = replace(DRAFTING, num_blocks=6, max_sequences=2, prefix_cache=False)
-    world = World(config, draft_skill=1.0)
+    config = replace(DRAFTING, block_size=block_size, num_blocks=num_blocks, max_sequences=2, prefix_cache=False)
+    world = World(config, draft_skill=skill)
     world.add(request("a", length=4, max_tokens=8), request("b", length=4, max_tokens=8, first=2))
     finished(world)
     assert world.scheduler.stats().num_preemptions == 0
@@ -163,3 +165,12 @@ def test_a_head_that_is_never_right_is_switched_off(caplog: pytest.LogCaptureFix
     assert [record.message.split()[0] for record in caplog.records] == ["event=drafting_off"]
     assert stats.drafts.num_rounds <= 202
     assert world.plans[-1].num_draft_passes == 0
+
+
+def test_a_look_up_that_is_never_right_may_be_right_on_other_text(caplog: pytest.LogCaptureFixture) -> None:
+    config = replace(DRAFTING, draft_method=DraftMethod.NGRAM, max_context=2000, num_blocks=600)
+    world = World(config, draft_skill=0.0)
+    world.add(request("a", max_tokens=700))
+    finished(world)
+    assert world.scheduler.stats().draft_length == 3
+    assert not caplog.records

@@ -40,6 +40,8 @@ def test_ends_of_text_wait_for_min_tokens_inside_a_round_too() -> None:
         told = finished(world).told["a", 0]
         assert len(told.token_ids) > min(min_tokens, 11)
         assert told.usage is not None and told.usage.num_output_tokens == len(told.token_ids)
+        num_alone = sum(not planned.draft_ids for plan in world.plans for planned in plan.sequences)
+        assert told.usage.drafts.num_committed + num_alone == len(told.token_ids), "what came behind the end counts not"
 
 
 def test_all_end_in_the_same_round() -> None:
