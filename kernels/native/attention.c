@@ -2,13 +2,15 @@
 //
 // The queries of some rows that share a KV head walk its positions in chunks of 64, aligned to absolute positions
 // whatever the batch: scores = Q K^T by the GEMM micro-kernels, online softmax, sums += P V by the same kernels.
-// Positions past a sequence's context are read as zero, so that stale blocks cannot leak in.
+// Positions past a sequence's context are read as zero, so that stale blocks cannot leak in. Chunks that a window hides
+// from a whole item are not walked; to a single row a hidden chunk adds nothing, bit by bit.
 #include "gemm.h"
 
 enum { CHUNK = 64, MAX_QUERIES = 64 };
 
 typedef struct {
     int64_t sequences, heads, kv_heads, dim, block_size, table_width;
+    int64_t window;  // positions that a row sees, its own included; at least its position + 1: all
     float scale;
     int dtype;
 } attention_shape;
@@ -89,14 +91,20 @@ static void gather_values(const attention_shape *s, const char *cache, const int
     }
 }
 
+#ifdef HAS_AVX512
+INLINE __mmask16 first_lanes(int64_t count) {
+    return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1u);
+}
+#endif
+
 // One query's scores -> probabilities (not normalised), its running maximum and total; returns what shrinks its sums.
-static float soften(float *scores, int64_t visible, float scale, float *largest, float *total, void *probabilities, int dtype) {
+// It sees the positions [hidden, visible) of the chunk.
+static float soften(float *scores, int64_t hidden, int64_t visible, float scale, float *largest, float *total, void *probabilities, int dtype) {
     float most = *largest, sum = 0.0f;
 #ifdef HAS_AVX512
     __m512 v[4], top = _mm512_set1_ps(-INFINITY), added = _mm512_setzero_ps();
     for (int i = 0; i < 4; i++) {
-        int64_t left = visible - 16 * i;
-        __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1u);
+        __mmask16 mask = first_lanes(visible - 16 * i) & ~first_lanes(hidden - 16 * i);
         __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * i), _mm512_set1_ps(scale));
         v[i] = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask, scaled);
         top = _mm512_max_ps(top, v[i]);
@@ -110,9 +118,9 @@ static float soften(float *scores, int64_t visible, float scale, float *largest,
     }
     sum = _mm512_reduce_add_ps(added);
 #else
-    for (int64_t i = 0; i < visible; i++) most = fmaxf(most, scores[i] * scale);
+    for (int64_t i = hidden; i < visible; i++) most = fmaxf(most, scores[i] * scale);
     for (int64_t i = 0; i < CHUNK; i++) {
-        float p = i < visible ? expf(scores[i] * scale - most) : 0.0f;
+        float p = i >= hidden && i < visible ? expf(scores[i] * scale - most) : 0.0f;
         sum += p;
         store_float(probabilities, i, p, dtype);
     }
@@ -142,19 +150,20 @@ static void attend(
     for (int64_t i = 0; i < queries; i++) m->largest[i] = -INFINITY, m->total[i] = 0.0f;
     memset(m->sums, 0, (size_t)(queries * width * 4));
     const int64_t last = positions[item->first_row + item->rows - 1];
-    for (int64_t start = 0; start <= last; start += CHUNK) {
+    const int64_t first = positions[item->first_row] + 1 - min64(positions[item->first_row] + 1, s->window);
+    for (int64_t start = first / CHUNK * CHUNK; start <= last; start += CHUNK) {
         const int64_t count = min64(CHUNK, min64(last + 1, context) - start);
         gather_keys(s, key, table, item->kv_head, start, count, m->keys);
         multiply(m->query, queries, s->dim, m->keys, 1, s->dtype, m->scores);
         for (int64_t i = 0; i < queries; i++) {
-            int64_t visible = positions[item->first_row + i / per] - start + 1;
-            visible = visible < 0 ? 0 : min64(visible, CHUNK);
+            const int64_t seen = positions[item->first_row + i / per] - start + 1;
+            const int64_t visible = min64(seen, CHUNK), hidden = seen < s->window ? 0 : seen - s->window;
             m->shrink[i] = 1.0f;
             void *p = m->probabilities + i * CHUNK * size;
-            if (visible == 0)
+            if (visible <= hidden)
                 memset(p, 0, (size_t)(CHUNK * size));
             else
-                m->shrink[i] = soften(m->scores + i * CHUNK, visible, s->scale, &m->largest[i], &m->total[i], p, s->dtype);
+                m->shrink[i] = soften(m->scores + i * CHUNK, hidden, visible, s->scale, &m->largest[i], &m->total[i], p, s->dtype);
         }
         gather_values(s, value, table, item->kv_head, start, count, m->values);
         multiply(m->probabilities, queries, CHUNK, m->values, groups, s->dtype, m->partial);
@@ -218,7 +227,7 @@ EXPORT void sigmoe_paged_attention(
     const int64_t num_items = list_items(shape, row_starts, NULL), scratch_bytes = scratch_at(shape, NULL).end - (char *)NULL;
     int64_t work = 0;
     for (int64_t b = 0; b < shape->sequences; b++)
-        work += (int64_t)contexts[b] * (row_starts[b + 1] - row_starts[b]) * shape->heads * shape->dim;
+        work += min64(contexts[b], shape->window) * (row_starts[b + 1] - row_starts[b]) * shape->heads * shape->dim;
     const int threads = pool_threads_for(work, 1 << 15);
     attention_item *items = malloc(sizeof(attention_item) * (size_t)(num_items + 1));
     list_items(shape, row_starts, items);

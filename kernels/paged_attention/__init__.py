@@ -14,6 +14,8 @@ import torch
 from kernels import native
 from kernels.paged_attention import cpu, reference
 
+WHOLE_CONTEXT = 2**31 - 1  # a window that no context outgrows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVLayer:
@@ -71,8 +73,9 @@ def paged_attention(
     context_lens: torch.Tensor,
     positions: torch.Tensor,
     scale: float,
+    window: int = WHOLE_CONTEXT,
 ) -> torch.Tensor:
-    """softmax(scale * Q K^T) V, the row at position p over positions [0, p] of its sequence.
+    """softmax(scale * Q K^T) V, the row at position p over positions (p - window, p] of its sequence.
 
     query [T, A, D]; block_tables [B, M], row_starts [B + 1], context_lens [B], positions [T], all int32. The rows of
     a sequence are ascending in position. Returns [T, A * D] of the query's dtype; fp32 inside. T = 0 is valid.
@@ -83,5 +86,6 @@ def paged_attention(
     assert query.shape[1] % kv.num_kv_heads == 0, f"{query.shape[1]} query heads over {kv.num_kv_heads} KV heads"
     assert query.dtype == kv.value.dtype, f"query is {query.dtype}, cache {kv.value.dtype}"
     assert len(row_starts) == len(context_lens) + 1, f"{len(row_starts)} row starts, {len(context_lens)} sequences"
+    assert window > 0, f"a window of {window} positions"
     run = reference.paged_attention if kv.is_plain else cpu.paged_attention
-    return run(query, kv, block_tables, row_starts, context_lens, positions, scale)
+    return run(query, kv, block_tables, row_starts, context_lens, positions, scale, window)

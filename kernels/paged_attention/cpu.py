@@ -20,6 +20,7 @@ class _Shape(ctypes.Structure):
 
     _fields_ = (
         *((name, _INT64) for name in ("sequences", "heads", "kv_heads", "dim", "block_size", "table_width")),
+        ("window", _INT64),
         ("scale", ctypes.c_float),
         ("dtype", ctypes.c_int),
     )
@@ -36,13 +37,14 @@ def paged_attention(
     context_lens: torch.Tensor,
     positions: torch.Tensor,
     scale: float,
+    window: int,
 ) -> torch.Tensor:
     """See `kernels.paged_attention.paged_attention`."""
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads * head_dim, dtype=query.dtype)
     shape = _Shape(
         *(len(context_lens), num_heads, kv.num_kv_heads, head_dim, kv.block_size, block_tables.shape[1]),
-        *(scale, dtype_code(query.dtype)),
+        *(window, scale, dtype_code(query.dtype)),
     )
     _paged_attention(
         shape,

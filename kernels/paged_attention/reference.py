@@ -18,6 +18,7 @@ def paged_attention(
     context_lens: torch.Tensor,
     positions: torch.Tensor,
     scale: float,
+    window: int,
 ) -> torch.Tensor:
     """See `kernels.paged_attention.paged_attention`; the layer is plain."""
     num_rows, num_heads, head_dim = query.shape
@@ -31,7 +32,8 @@ def paged_attention(
             for cache in (kv.key, kv.value)
         )
         scores = torch.einsum("tad,nad->atn", query[rows].float(), key) * scale
-        is_hidden = torch.arange(context, device=query.device) > positions[rows, None]
+        distance = positions[rows, None] - torch.arange(context, device=query.device)
+        is_hidden = (distance < 0) | (distance >= window)
         weights = scores.masked_fill(is_hidden, float("-inf")).softmax(-1)
         out[rows] = torch.einsum("atn,nad->tad", weights, value).to(query.dtype)
     return out.flatten(1)

@@ -19,7 +19,7 @@ class World:
     kv: KVLayer
     qkv: list[torch.Tensor]
     tables: torch.Tensor
-    weights: tuple[torch.Tensor, torch.Tensor]
+    weights: tuple[torch.Tensor | None, torch.Tensor | None]  # of the norms of query and key heads
     cos_sin: torch.Tensor
 
     def write(self, sequence: int, start: int, stop: int) -> torch.Tensor:

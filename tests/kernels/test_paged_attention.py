@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from kernels.paged_attention import paged_attention
+from kernels.paged_attention import WHOLE_CONTEXT, paged_attention
 
 from .paged_world import HEADS, KV_HEADS, World, make_world
 from .test_rope_kv import exact_heads
 
 
-def attend(world: World, rows: list[tuple[int, int, int]]) -> torch.Tensor:
+def attend(world: World, rows: list[tuple[int, int, int]], window: int = WHOLE_CONTEXT) -> torch.Tensor:
     """Write and attend `(sequence, start, stop)` in one batch; [T, HEADS * D]."""
     queries = [world.write(*part) for part in rows]
     starts = torch.tensor([0, *(stop - start for _, start, stop in rows)]).cumsum(0).int()
@@ -19,10 +21,10 @@ def attend(world: World, rows: list[tuple[int, int, int]]) -> torch.Tensor:
     contexts = torch.tensor([stop for _, _, stop in rows], dtype=torch.int32)
     tables = world.tables[[sequence for sequence, _, _ in rows]].contiguous()
     scale = world.kv.head_dim**-0.5
-    return paged_attention(torch.cat(queries), world.kv, tables, starts, contexts, positions, scale)
+    return paged_attention(torch.cat(queries), world.kv, tables, starts, contexts, positions, scale, window)
 
 
-def exact(world: World, sequence: int, start: int, stop: int) -> torch.Tensor:
+def exact(world: World, sequence: int, start: int, stop: int, window: int = WHOLE_CONTEXT) -> torch.Tensor:
     head_dim = world.kv.head_dim
     heads = world.qkv[sequence][:stop].view(stop, HEADS + 2 * KV_HEADS, head_dim)
     angles = world.cos_sin[:stop]
@@ -32,7 +34,8 @@ def exact(world: World, sequence: int, start: int, stop: int) -> torch.Tensor:
     )
     value = heads[:, HEADS + KV_HEADS :].double().repeat_interleave(HEADS // KV_HEADS, 1)
     scores = torch.einsum("tad,nad->atn", query, key) * head_dim**-0.5
-    hidden = torch.arange(stop) > torch.arange(start, stop)[:, None]
+    distance = torch.arange(start, stop)[:, None] - torch.arange(stop)
+    hidden = (distance < 0) | (distance >= window)
     return torch.einsum("atn,nad->tad", scores.masked_fill(hidden, float("-inf")).softmax(-1), value).flatten(1)
 
 
@@ -48,6 +51,33 @@ def test_chunks_and_decodes_match_fp64(
     truth = torch.cat([exact(world, *part) for part in rows])
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     torch.testing.assert_close(attend(world, rows).double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [1, 5, 64, 65, 100, 150])
+def test_a_window_hides_what_is_further_back(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, window: int
+) -> None:
+    world = make_world(draw, [200, 3, 150], 16, 32, dtype)
+    world.write(0, 0, 199)
+    rows = [(0, 199, 200), (1, 0, 3), (2, 0, 150)]
+    truth = torch.cat([exact(world, *part, window) for part in rows])
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    torch.testing.assert_close(attend(world, rows, window).double(), truth, rtol=tolerance, atol=tolerance)
+
+
+def test_keys_without_a_norm_match_fp64(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    world = replace(make_world(draw, [90], 16, 40, dtype), weights=(None, None))
+    tolerance = 2e-5 if dtype == torch.float32 else 4e-2
+    ours = attend(world, [(0, 0, 90)]).double()
+    torch.testing.assert_close(ours, exact(world, 0, 0, 90), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [3, 64, 130])
+def test_chunking_within_a_window_changes_nothing(exact_dtype: torch.dtype, draw: torch.Generator, window: int) -> None:
+    world = make_world(draw, [200], 16, 32, exact_dtype)
+    whole = attend(world, [(0, 0, 200)], window)
+    for start, stop in ((0, 1), (63, 66), (100, 101), (127, 131), (130, 200)):
+        assert torch.equal(attend(world, [(0, start, stop)], window), whole[start:stop])
 
 
 @pytest.mark.parametrize("block_size", [1, 16])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from .paged_world import EPS, HEADS, KV_HEADS, make_world
 
 
-def exact_heads(heads: torch.Tensor, weight: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
-    """Heads [T, n, D] normed and rotated, all in fp64."""
-    u = heads.double() * torch.rsqrt(heads.double().square().mean(-1, keepdim=True) + EPS) * weight.double()
+def exact_heads(heads: torch.Tensor, weight: torch.Tensor | None, cos_sin: torch.Tensor) -> torch.Tensor:
+    """Heads [T, n, D] normed where there is a weight, and rotated, all in fp64."""
+    u = heads.double()
+    if weight is not None:
+        u = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + EPS) * weight.double()
     cos, sin = cos_sin.double()[:, None].chunk(2, -1)
     half = cos.shape[-1]
     a, b, rest = u[..., :half], u[..., half : 2 * half], u[..., 2 * half :]
@@ -28,6 +32,21 @@ def test_queries_match_fp64(
     truth = exact_heads(heads[:, :HEADS], world.weights[0], world.cos_sin[:length])
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(query.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("head_dim", [16, 40, 128])
+def test_without_a_norm_heads_are_rotated_as_they_come(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, head_dim: int
+) -> None:
+    world = replace(make_world(draw, [19], 16, head_dim, dtype), weights=(None, None))
+    query = world.write(0, 0, 19)
+    heads = world.qkv[0].view(19, HEADS + 2 * KV_HEADS, head_dim)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2  # one rounding
+    truth = exact_heads(heads[:, :HEADS], None, world.cos_sin[:19])
+    torch.testing.assert_close(query.double(), truth, rtol=tolerance, atol=tolerance)
+    rotary = world.cos_sin.shape[1]
+    assert torch.equal(query[..., rotary:], heads[:, :HEADS, rotary:])
+    assert torch.equal(world.write(0, 7, 8), query[7:8])
 
 
 def test_values_are_kept_as_they_are(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
