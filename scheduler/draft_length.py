@@ -14,7 +14,7 @@ from scheduler.draft_odds import DraftOdds, reach
 
 _log = logging.getLogger(__name__)
 
-_FIRST_ODDS = 0.6  # of every place, before anything is known
+_FIRST_ODDS = 0.6  # of the first place, before anything is known
 _FIRST_LENGTH = 2
 _GAIN = 1.03  # a change must promise this much
 _DWELL = 16  # steps between two decisions
@@ -78,7 +78,7 @@ class DraftLength:
         self._step += 1
         if not self._is_adaptive or self.is_broken or not self._max_drafts or not num_drafting:
             return
-        self._shared = self._odds.given([_FIRST_ODDS] * self._max_drafts)
+        self._shared = self._odds.carried(_FIRST_ODDS)
         if self._trial_left:
             self._trial_left -= 1
             self.length, self.reason = 1, "k=1: a trial"
@@ -91,10 +91,12 @@ class DraftLength:
             if self._probe_left:
                 return
             self.length = self._settled
-        if self._step % _PROBE_EVERY == 0:
-            self._probe(num_decodes)
-        elif self._step % _DWELL == 0:
+        if self._step % _DWELL == 0:
             self._settle(num_decodes, num_drafting)
+        elif self._step % _PROBE_EVERY == _DWELL // 2 or (
+            self._step % _DWELL == _DWELL // 2 and self._is_guessing(num_decodes)
+        ):
+            self._probe(num_decodes)
         self._num_idle = 0 if self.length else self._num_idle + 1
         if self._num_idle == _PATIENCE:
             self._rested_at = self._step
@@ -147,11 +149,18 @@ class DraftLength:
         drafts = self._settled
         return 0.0 if not drafts else taus[drafts] / costs[drafts] * (costs[drafts] - costs[0]) / drafts * 0.7
 
+    def _around(self) -> list[int]:
+        """The lengths to compare the present one with."""
+        around = (0, self._settled - 1, self._settled + 1)
+        return [drafts for drafts in around if 0 <= drafts <= self._max_drafts and drafts != self._settled]
+
+    def _is_guessing(self, num_decodes: int) -> bool:
+        """Whether a neighbour's cost was never measured at such a batch."""
+        return any(not self._costs.count(num_decodes, drafts) for drafts in self._around())
+
     def _probe(self, num_decodes: int) -> None:
         """Look at a neighbour for a few steps, the one least measured here, so that its cost and odds stay known."""
-        around = [k for k in (0, self._settled - 1, self._settled + 1) if 0 <= k <= self._max_drafts]
-        around = [k for k in around if k != self._settled]
-        self.length = min(around, key=lambda drafts: self._costs.count(num_decodes, drafts))
+        self.length = min(self._around(), key=lambda drafts: self._costs.count(num_decodes, drafts))
         self._probe_left = _PROBE_STEPS
         self._price = 0.0
 

@@ -37,6 +37,17 @@ class DraftOdds:
             odds.append((accepted + weight * expected) / (tried + weight))
         return odds
 
+    def carried(self, first: float) -> list[float]:
+        """The odds at every place where nobody else is known: each place is expected to be hardly worse than the last.
+
+        `first` is expected at the first one.
+        """
+        expected, odds = first, []
+        for accepted, tried in zip(self._accepted, self._tried, strict=True):
+            odds.append((accepted + self._prior_rounds * expected) / (tried + self._prior_rounds))
+            expected = odds[-1] * _CARRY
+        return odds
+
 
 def reach(odds: Sequence[float]) -> list[float]:
     """The chance that a draft is committed, by place: the product of the odds up to there."""

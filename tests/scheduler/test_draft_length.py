@@ -68,7 +68,7 @@ def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[fl
 
 
 @pytest.mark.parametrize("odds", [0.02, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("batch", [1, 4, 32])
+@pytest.mark.parametrize("batch", [1, 4, 16, 64])
 @pytest.mark.parametrize(("per_row", "per_pass"), [(0.01, 0.1), (0.05, 0.3), (0.3, 0.2)])
 def test_nearly_the_best_fixed_length_and_never_far_below_plain(
     odds: float, batch: int, per_row: float, per_pass: float
@@ -124,6 +124,15 @@ def test_odds_are_conditional_and_fade() -> None:
         odds.observe(3, 0)
     assert odds.given([0.5, 0.5, 0.5])[0] < 0.2
     assert reach([0.5, 0.5]) == [0.5, 0.25]
+
+
+def test_places_never_tried_are_expected_to_be_nearly_as_good_as_the_last() -> None:
+    odds = DraftOdds(3, decay=0.99, prior_rounds=1.0)
+    assert odds.carried(0.6) == pytest.approx([0.6, 0.6 * 0.97, 0.6 * 0.97**2])
+    for _ in range(500):
+        odds.observe(2, 2)
+    first, second, third = odds.carried(0.6)
+    assert first > 0.99 and second > 0.99 and third == pytest.approx(0.97 * second)
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:

@@ -188,3 +188,22 @@ def test_a_hundred_rounds_in_vain_stop_the_drafts_of_a_sequence() -> None:
     assert world.plans[-1].num_draft_passes == 0
     world.engine.abort("a")
     finished(world)
+
+
+def test_what_is_held_for_drafts_is_given_back_before_anybody_is_preempted() -> None:
+    plain = World(CONFIG)
+    plain.add(request("a", length=4, max_tokens=13))
+    output = finished(plain).told["a", 0].token_ids
+    assert output[12] not in output[:12]
+    config = replace(DRAFTING, block_size=1, num_blocks=22, max_sequences=2, max_context=60, prefix_cache=False)
+    world = World(config, draft_skill=0.0)
+    # Nobody knows that it ends after 13 tokens, so it holds blocks far beyond.
+    world.add(asking(request("a", length=4, max_tokens=18), stop_token_ids=(output[12],)))
+    for _ in range(10):
+        world.step()
+    world.add(request("b", length=1, max_tokens=20, first=2))
+    while world.told["a", 0].finish_reason is None:
+        world.step()
+    assert world.told["b", 0].token_ids
+    finished(world)
+    assert world.scheduler.stats().num_preemptions == 0
