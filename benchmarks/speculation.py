@@ -31,7 +31,7 @@ from engine.engine import Engine
 from scheduler.request import DraftMethod, Request, SamplingParams
 
 ROOT = Path(__file__).parent
-PROMPTS = ROOT / "prompts" / "medical_questions.jsonl"
+PROMPTS = ROOT / "prompts" / "unseen_questions.jsonl"
 BATCHES = (1, 4, 16, 32, 64)
 FIXED = (0, 1, 2, 3, 5)  # 0 is plain decoding, without a draft model at all
 ADAPTIVE = -1

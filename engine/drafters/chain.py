@@ -30,6 +30,9 @@ class ChainDrafter:
         self._model = model
         self._block_size = block_size
         self._device = device
+        self._nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        table = model.target_ids
+        self._target_ids: list[int] | None = None if table is None else table.tolist()
 
     @property
     def capture_layers(self) -> tuple[int, ...]:
@@ -48,16 +51,18 @@ class ChainDrafter:
         rows = following_rows(plan.sequences, kept, self._block_size)
         if not rows.num_rows and not self._model.is_collective:
             return [()] * len(drafts)
-        chosen = torch.from_numpy(rows.source_rows).to(self._device)
-        states = self._model.first_states(output).index_select(0, chosen)
+        states = self._model.first_states(output)
+        if rows.num_rows < states.shape[0]:
+            states = states.index_select(0, self._tensor(rows.source_rows))
         states = self._run(states, batch, rows)
         for number in range(plan.num_draft_passes):
             # The sequences that want a draft more, by their place among the rows' sequences.
             wanting = [place for place, owner in enumerate(rows.owners) if number < plan.sequences[owner].num_proposals]
             if not wanting and not self._model.is_collective:
                 break
-            last = torch.tensor([rows.ends[place] - 1 for place in wanting], dtype=torch.int64, device=self._device)
-            states = states.index_select(0, last)
+            if len(wanting) < rows.num_rows:
+                last = np.array([rows.ends[place] - 1 for place in wanting], dtype=np.int64)
+                states = states.index_select(0, self._tensor(last))
             tokens = self._best(states) if wanting else []
             for place, token in zip(wanting, tokens, strict=True):
                 drafts[rows.owners[place]].append(token)
@@ -68,7 +73,6 @@ class ChainDrafter:
 
     def _run(self, states: torch.Tensor, batch: Batch, rows: DraftRows) -> torch.Tensor:
         """One pass of the draft model."""
-        owners = torch.tensor(rows.owners, dtype=torch.int64, device=self._device)
         return self._model.forward(
             states,
             Batch(
@@ -78,7 +82,7 @@ class ChainDrafter:
                 row_starts=self._tensor(np.array([0, *rows.ends], dtype=np.int32)),
                 context_lens=self._tensor(rows.context_lens),
                 block_tables=self._tables(rows) if rows.owners else batch.block_tables[:0],
-                logit_rows=owners[:0],
+                logit_rows=self._nothing,
             ),
             self.kv,
         )
@@ -92,10 +96,8 @@ class ChainDrafter:
 
     def _best(self, states: torch.Tensor) -> list[int]:
         """The likeliest token after each state."""
-        best = self._model.logits(states).argmax(dim=-1)
-        table = self._model.target_ids
-        ids: list[int] = (best if table is None else table[best]).tolist()
-        return ids
+        best: list[int] = self._model.logits(states).argmax(dim=-1).tolist()
+        return best if self._target_ids is None else [self._target_ids[place] for place in best]
 
     def _tensor(self, array: IntArray | npt.NDArray[np.int64]) -> torch.Tensor:
         tensor = torch.from_numpy(array)

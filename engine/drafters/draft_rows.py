@@ -52,7 +52,9 @@ def following_rows(sequences: Sequence[SequencePlan], kept: Sequence[tuple[int, 
                 token_ids.extend(planned.token_ids[1:length])
                 token_ids.append(after)
         at += len(planned.token_ids)
-    sources = [np.arange(first, first + length) for first, length in zip(first_rows, lengths, strict=True)]
+    sources = [
+        np.arange(first, first + length, dtype=np.int64) for first, length in zip(first_rows, lengths, strict=True)
+    ]
     return _laid_out(
         owners,
         starts,
@@ -93,21 +95,23 @@ def _laid_out(
     source_rows: npt.NDArray[np.int64],
     block_size: int,
 ) -> DraftRows:
-    positions, slots = [], []
+    positions, slots, ends = [], [], []
     for start, length, table in zip(starts, lengths, block_tables, strict=True):
         for position in range(start, start + length):
             positions.append(position)
             slots.append(table[position // block_size] * block_size + position % block_size)
+        ends.append(len(positions))
     context_lens = np.array([start + length for start, length in zip(starts, lengths, strict=True)], dtype=np.int32)
     return DraftRows(
         owners=owners,
-        ends=np.cumsum(np.array(lengths, dtype=np.int32)).tolist(),
+        ends=ends,
         token_ids=np.array(token_ids, dtype=np.int64),
         positions=np.array(positions, dtype=np.int32),
         slots=np.array(slots, dtype=np.int32),
         context_lens=context_lens,
         block_tables=[
-            table[: -(-int(length) // block_size)] for table, length in zip(block_tables, context_lens, strict=True)
+            table[: -(-(start + length) // block_size)]
+            for start, length, table in zip(starts, lengths, block_tables, strict=True)
         ],
-        source_rows=source_rows.astype(np.int64),
+        source_rows=source_rows,
     )

@@ -84,7 +84,7 @@ def grouped_swiglu(rows: torch.Tensor, counts: torch.Tensor, experts: PackedExpe
     assert rows.dim() == 2 and rows.shape[1] == experts.hidden, f"rows are {list(rows.shape)}, H is {experts.hidden}"
     assert rows.dtype == experts.dtype, f"rows are {rows.dtype}, experts {experts.dtype}"
     assert rows.is_contiguous(), f"rows have strides {rows.stride()}"
-    assert counts.dtype == torch.int32 and len(counts) == experts.num_experts, (
+    assert counts.dtype == torch.int32 and counts.shape[0] == experts.num_experts, (
         f"counts are {counts.dtype} {len(counts)}"
     )
     if experts.is_plain:

@@ -49,7 +49,7 @@ def grouped_swiglu(
         new = torch.zeros if inner % 2 else torch.empty
         scratch = new(num_rows, inner + inner % 2, dtype=rows.dtype)
         _grouped_swiglu(
-            *(rows.data_ptr(), counts.data_ptr(), len(counts), hidden, inner),
+            *(rows.data_ptr(), counts.data_ptr(), counts.shape[0], hidden, inner),
             *(gate_up.data_ptr(), down.data_ptr(), dtype_code(rows.dtype), scratch.data_ptr(), out.data_ptr()),
             num_rows,
         )

@@ -25,11 +25,12 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, packed: torch.Tensor, num_out: int, out_dtype: torch.dtype) -> torch.Tensor:
     """X [T, K] -> [T, num_out] of `out_dtype`."""
-    out = torch.empty(len(x), num_out, dtype=out_dtype)
-    if len(x):
+    num_rows = x.shape[0]
+    out = torch.empty(num_rows, num_out, dtype=out_dtype)
+    if num_rows:
         _linear(
             x.data_ptr(),
-            len(x),
+            num_rows,
             packed.data_ptr(),
             num_out,
             x.shape[1],

@@ -43,7 +43,7 @@ def paged_attention(
     num_rows, num_heads, head_dim = query.shape
     out = torch.empty(num_rows, num_heads * head_dim, dtype=query.dtype)
     shape = _Shape(
-        *(len(context_lens), num_heads, kv.num_kv_heads, head_dim, kv.block_size, block_tables.shape[1]),
+        *(context_lens.shape[0], num_heads, kv.num_kv_heads, head_dim, kv.block_size, block_tables.shape[1]),
         *(window, scale, dtype_code(query.dtype)),
     )
     _paged_attention(

@@ -36,7 +36,7 @@ def qk_norm_rope_kv(
     eps: float,
 ) -> torch.Tensor:
     """See `kernels.rope_kv.qk_norm_rope_kv`."""
-    num_rows, head_dim, num_kv_heads = len(qkv), kv.head_dim, kv.num_kv_heads
+    num_rows, head_dim, num_kv_heads = qkv.shape[0], kv.head_dim, kv.num_kv_heads
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     query = torch.empty(num_rows, num_heads, head_dim, dtype=qkv.dtype)
     shape = _Shape(

@@ -74,7 +74,7 @@ def test_it_changes_no_token_and_drafts_as_its_training_says(prompts: list[tuple
     counts = drafting.stats().drafts
     tau = counts.num_committed / counts.num_rounds
     assert tau == pytest.approx(simulated_tau(prompts, told), rel=0.03)
-    assert tau > GATE
+    assert tau > 2.5
 
 
 def test_it_changes_no_drawn_token(prompts: list[tuple[int, ...]]) -> None:
