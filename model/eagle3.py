@@ -16,7 +16,7 @@ import torch
 
 from experts.layout import ExpertShape
 from experts.shard import ExpertShard
-from kernels.paged_attention import KVLayer, paged_attention
+from kernels.paged_attention import WHOLE_CONTEXT, KVLayer, paged_attention
 from kernels.rope_kv import qk_norm_rope_kv
 from model.batch import Batch, ModelOutput
 from model.config import ModelConfig
@@ -38,6 +38,7 @@ class Eagle3Attention:
     output_bias: torch.Tensor | None
     cos_sin: torch.Tensor  # [P, rotary_dim] fp32
     scale: float
+    window: int  # positions that a row sees, its own included
 
     def __call__(self, rows: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
         """From rows [T, 2h] to [T, h]; keys and values are written into `kv` first."""
@@ -45,11 +46,8 @@ class Eagle3Attention:
         if self.query_key_value_bias is not None:
             qkv += self.query_key_value_bias
         query = qk_norm_rope_kv(qkv, None, None, self.cos_sin, batch.positions, batch.slots, kv, 0.0)
-        attended = self.output(
-            paged_attention(
-                query, kv, batch.block_tables, batch.row_starts, batch.context_lens, batch.positions, self.scale
-            )
-        )
+        where = (batch.block_tables, batch.row_starts, batch.context_lens, batch.positions)
+        attended = self.output(paged_attention(query, kv, *where, self.scale, self.window))
         return attended if self.output_bias is None else attended.add_(self.output_bias)
 
 
@@ -111,15 +109,31 @@ class Eagle3Head:
 
 
 def load_eagle3(
-    path: str | Path, target: ModelConfig, embedding: torch.Tensor, dtype: torch.dtype, device: torch.device
+    path: str | Path,
+    target: ModelConfig,
+    embedding: torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    lm_head: Linear | None = None,
 ) -> Eagle3Head:
-    """Load a head for a model with this embedding [V, H]. Raises CheckpointError naming what is at fault."""
+    """Load a head for a model with this embedding [V, H] and, if the head may share it, this `lm_head` [V, H].
+
+    A head without an embedding uses the model's, and so does one whose own is a copy of it. Raises CheckpointError
+    naming what is at fault.
+    """
     config = Eagle3Config.from_dir(path, target)
-    tensors = read_tensors(path, config, target)
+    tensors = read_tensors(path, config, target, may_share_lm_head=lm_head is not None)
     target_ids = tensors.pop("target_ids", None)
     weights = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    own = weights.get("embed_tokens.weight", embedding)
-    return _build(config, target, weights, own, None if target_ids is None else target_ids.to(device))
+    own = weights.pop("embed_tokens.weight", None)
+    if own is None or torch.equal(own, embedding):
+        own = embedding
+    if config.tie_word_embeddings:
+        lm_head = Linear.pack(own)
+    elif "lm_head.weight" in weights:
+        lm_head = Linear.pack(weights["lm_head.weight"])
+    assert lm_head is not None, "read_tensors lets no head without one pass"
+    return _build(config, target, weights, own, lm_head, None if target_ids is None else target_ids.to(device))
 
 
 def _build(
@@ -127,6 +141,7 @@ def _build(
     target: ModelConfig,
     weights: Mapping[str, torch.Tensor],
     embedding: torch.Tensor,
+    lm_head: Linear,
     target_ids: torch.Tensor | None,
 ) -> Eagle3Head:
     def norm(name: str) -> RmsNorm:
@@ -146,7 +161,7 @@ def _build(
         post_attention_norm=norm("layer.post_attention_layernorm"),
         ffn=_ffn(config, weights),
         final_norm=norm("norm"),
-        lm_head=Linear.pack(embedding if config.tie_word_embeddings else weights["lm_head.weight"]),
+        lm_head=lm_head,
         target_ids=target_ids,
         feeds_back_normed=config.norm_output,
         has_normed_residual=config.norm_before_residual,
@@ -164,6 +179,7 @@ def _attention(config: Eagle3Config, target: ModelConfig, weights: Mapping[str, 
         # Whatever the head was trained on, it may be asked at any position of the model's context.
         cos_sin=cos_sin_table(config.rope, target.max_context, weights["norm.weight"].device),
         scale=config.head_dim**-0.5,
+        window=config.sliding_window or WHOLE_CONTEXT,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,16 +17,22 @@ _LAYER_PREFIXES = ("midlayer.", "layers.0.")  # SGLang's family, vLLM's
 _INTEGERS = ("d2t", "t2d")
 
 
-def read_tensors(path: str | Path, config: Eagle3Config, target: ModelConfig) -> dict[str, torch.Tensor]:
+def read_tensors(
+    path: str | Path, config: Eagle3Config, target: ModelConfig, *, may_share_lm_head: bool = False
+) -> dict[str, torch.Tensor]:
     """The weights under the names of `expected_shapes`, and `target_ids` [Vd] int64 where the vocabulary is a part.
 
     Raises CheckpointError that names the tensor at fault: a missing or unknown one, a wrong shape or dtype. Nothing is
-    skipped: a head without its `fc` would draft nonsense and say nothing.
+    skipped: a head without its `fc` would draft nonsense and say nothing. Only `lm_head.weight` may stay away where
+    the head has the model's whole vocabulary and may share its `lm_head`.
     """
     shapes = expected_shapes(config, target)
     with SafetensorsFiles(path) as files:
         names = _by_our_name(files.tensors)
-        _check_names(names, shapes, config, target)
+        required = _required(shapes, config, target)
+        if may_share_lm_head and "d2t" not in required | names.keys() and config.hidden_size == target.hidden_size:
+            required.discard("lm_head.weight")
+        _check_names(names, shapes, required)
         for name, stored_name in names.items():
             stored = files.tensors[stored_name]
             if stored.shape != shapes[name]:
@@ -37,6 +43,8 @@ def read_tensors(path: str | Path, config: Eagle3Config, target: ModelConfig) ->
                 raise CheckpointError(f"{stored_name}: dtype {stored.dtype} is not supported here")
         tensors = {name: files.read(stored_name) for name, stored_name in names.items()}
     offsets, is_drafted = tensors.pop("d2t", None), tensors.pop("t2d", None)
+    if offsets is None and is_drafted is not None and not is_drafted.bool().all():
+        raise CheckpointError("t2d: leaves tokens out, and there is no d2t")
     if offsets is not None:
         tensors["target_ids"] = _target_ids(offsets, is_drafted, target.vocab_size)
     return tensors
@@ -53,17 +61,19 @@ def _by_our_name(stored: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _check_names(
-    names: dict[str, str], shapes: dict[str, tuple[int, ...]], config: Eagle3Config, target: ModelConfig
-) -> None:
-    unknown = sorted(stored for name, stored in names.items() if name not in shapes)
-    if unknown:
-        raise CheckpointError(f"{unknown[0]}: not a tensor of an EAGLE3 head with this config.json")
+def _required(shapes: Iterable[str], config: Eagle3Config, target: ModelConfig) -> set[str]:
     required = {name for name in shapes if name not in OPTIONAL}
     if config.draft_vocab_size != target.vocab_size:
         required.add("d2t")
     if config.hidden_size != target.hidden_size:
         required.add("embed_tokens.weight")  # the model's own has another width
+    return required
+
+
+def _check_names(names: Mapping[str, str], known: Container[str], required: set[str]) -> None:
+    unknown = sorted(stored for name, stored in names.items() if name not in known)
+    if unknown:
+        raise CheckpointError(f"{unknown[0]}: not a tensor of an EAGLE3 head with this config.json")
     missing = sorted(required - names.keys())
     if missing:
         raise CheckpointError(f"{missing[0].replace('layer.', _LAYER_PREFIXES[0])}: missing from the EAGLE3 head")

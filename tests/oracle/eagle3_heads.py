@@ -1,4 +1,4 @@
-"""Random EAGLE3 heads on disk, in either published layout."""
+"""Random EAGLE3 heads on disk, in either published layout, loaded and as their formulas."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kernels.paged_attention import KVLayer, allocate_kv_layer
 from model.config import ModelConfig
+from model.eagle3 import Eagle3Head, load_eagle3
 from model.eagle3_config import Eagle3Config
 from model.eagle3_shapes import OPTIONAL, expected_shapes
+from tests.oracle.eagle3_reference import Eagle3Reference
+from tests.oracle.tiny_models import BLOCK_SIZE, CPU, TinyModel
 
+EMBEDDING = "model.word_embeddings.weight"
 SWITCHES = ("norm_before_fc", "fc_norm", "norm_output", "norm_before_residual")
 
 
@@ -62,6 +67,7 @@ def random_weights(config: Eagle3Config, target: ModelConfig, seed: int = 0) -> 
         + (1.0 if name.endswith("norm.weight") else 0.0)
         for name, shape in expected_shapes(config, target).items()
         if name not in OPTIONAL
+        or (name == "embed_tokens.weight" and config.hidden_size != target.hidden_size)  # the model's does not fit
     }
     if config.draft_vocab_size < target.vocab_size:
         ids = torch.randperm(target.vocab_size, generator=draw)[: config.draft_vocab_size].sort().values
@@ -77,3 +83,27 @@ def write_head(folder: Path, raw: dict[str, Any], weights: Mapping[str, Tensor],
     named = {name.replace("layer.", prefix, 1) if name.startswith("layer.") else name: t for name, t in weights.items()}
     save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "model.safetensors")
     return folder
+
+
+def load(folder: Path, world: TinyModel, dtype: torch.dtype = torch.float32) -> Eagle3Head:
+    """A head beside the model's own embedding."""
+    return load_eagle3(folder, world.config, world.tensors[EMBEDDING].to(dtype), dtype, CPU)
+
+
+def head_and_reference(
+    world: TinyModel, folder: Path, layout: str = "flat", **changes: Any
+) -> tuple[Eagle3Head, Eagle3Reference]:
+    """The same random head twice: through its files, and from its weights."""
+    raw = flat_config(world.config, **changes)
+    config = Eagle3Config.from_dict(raw, world.config)
+    weights = random_weights(config, world.config)
+    if layout == "flat":
+        write_head(folder, raw, weights)
+    else:
+        write_head(folder, nested_config(raw), weights, "layers.0.")
+    return load(folder, world), Eagle3Reference(config, weights, world.tensors[EMBEDDING])
+
+
+def draft_kv(head: Eagle3Head, dtype: torch.dtype = torch.float32, num_blocks: int = 32) -> KVLayer:
+    """An empty KV layer for a head."""
+    return allocate_kv_layer(num_blocks, BLOCK_SIZE, head.num_kv_heads, head.head_dim, dtype, CPU)

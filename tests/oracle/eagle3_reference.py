@@ -71,7 +71,9 @@ class Eagle3Reference:
         group = config.num_attention_heads // config.num_key_value_heads
         query, key = rotated(heads["q"]), rotated(heads["k"]).repeat_interleave(group, 0)
         scores = query @ key.transpose(-1, -2) * config.head_dim**-0.5
-        scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+        distance = positions[:, None] - positions
+        window = config.sliding_window or length
+        scores = scores.masked_fill((distance < 0) | (distance >= window), -torch.inf)
         mixed = scores.softmax(-1) @ heads["v"].repeat_interleave(group, 0)
         out: Tensor = mixed.transpose(0, 1).reshape(length, -1) @ w["layer.self_attn.o_proj.weight"].T
         return out + w["layer.self_attn.o_proj.bias"] if config.attention_bias else out
