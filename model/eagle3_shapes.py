@@ -44,7 +44,19 @@ def expected_shapes(config: Eagle3Config, target: ModelConfig) -> dict[str, tupl
     return shapes
 
 
+def required_names(config: Eagle3Config, target: ModelConfig) -> set[str]:
+    """The tensors that a head must have, unless it shares the model's `lm_head`."""
+    names = {name for name in expected_shapes(config, target) if name not in OPTIONAL}
+    if config.draft_vocab_size != target.vocab_size:
+        names.add("d2t")
+    if config.hidden_size != target.hidden_size:
+        names.add("embed_tokens.weight")  # the model's own has another width
+    return names
+
+
 def num_parameters(config: Eagle3Config, target: ModelConfig) -> int:
-    """Weights of a head that uses the model's embedding."""
-    shapes = expected_shapes(config, target)
-    return sum(math.prod(shape) for name, shape in shapes.items() if name not in OPTIONAL)
+    """Weights that a head holds in memory, where it uses the model's embedding if that fits."""
+    shapes, names = expected_shapes(config, target), required_names(config, target) - {"d2t"}
+    # A tied head is packed on its own, for the kernel that reads it.
+    tied = target.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
+    return sum(math.prod(shapes[name]) for name in names) + tied

@@ -9,7 +9,7 @@ import torch
 
 from model.config import ModelConfig
 from model.eagle3_config import Eagle3Config
-from model.eagle3_shapes import OPTIONAL, expected_shapes
+from model.eagle3_shapes import expected_shapes, required_names
 from model.errors import CheckpointError
 from model.safetensors_files import SafetensorsFiles
 
@@ -29,7 +29,7 @@ def read_tensors(
     shapes = expected_shapes(config, target)
     with SafetensorsFiles(path) as files:
         names = _by_our_name(files.tensors)
-        required = _required(shapes, config, target)
+        required = required_names(config, target)
         if may_share_lm_head and "d2t" not in required | names.keys() and config.hidden_size == target.hidden_size:
             required.discard("lm_head.weight")
         _check_names(names, shapes, required)
@@ -59,15 +59,6 @@ def _by_our_name(stored: Iterable[str]) -> dict[str, str]:
             raise CheckpointError(f"{stored_name}: stands for the same weight as {names[name]}")
         names[name] = stored_name
     return names
-
-
-def _required(shapes: Iterable[str], config: Eagle3Config, target: ModelConfig) -> set[str]:
-    required = {name for name in shapes if name not in OPTIONAL}
-    if config.draft_vocab_size != target.vocab_size:
-        required.add("d2t")
-    if config.hidden_size != target.hidden_size:
-        required.add("embed_tokens.weight")  # the model's own has another width
-    return required
 
 
 def _check_names(names: Mapping[str, str], known: Container[str], required: set[str]) -> None:

@@ -61,6 +61,17 @@ def test_the_recipe_for_the_real_model_is_read() -> None:
     assert num_parameters(config, FLASH) == 50331648 + 16777216 + 176160768 + 131072000 + 50331648 + 4 * 4096
 
 
+def test_what_a_head_holds_in_memory_counts_an_embedding_of_its_own() -> None:
+    plain = num_parameters(read(flat_config(TARGET)), TARGET)
+    vocab, hidden = TARGET.vocab_size, TARGET.hidden_size
+    assert plain > num_parameters(read(flat_config(TARGET, draft_vocab_size=59)), TARGET) == plain - hidden
+    tied = read(flat_config(TARGET, draft_vocab_size=None, tie_word_embeddings=True))
+    assert num_parameters(tied, TARGET) == plain + (vocab - 60) * hidden
+    half = read(flat_config(TARGET, hidden_size=hidden // 2))
+    layer = (plain - 4 * hidden - 60 * hidden - 3 * hidden * hidden) // 2 + 4 * (hidden // 2)
+    assert num_parameters(half, TARGET) == layer + (60 + vocab + 3 * hidden) * (hidden // 2)
+
+
 @pytest.mark.parametrize(
     "raw",
     [

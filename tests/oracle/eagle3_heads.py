@@ -15,7 +15,7 @@ from kernels.paged_attention import KVLayer, allocate_kv_layer
 from model.config import ModelConfig
 from model.eagle3 import Eagle3Head, load_eagle3
 from model.eagle3_config import Eagle3Config
-from model.eagle3_shapes import OPTIONAL, expected_shapes
+from model.eagle3_shapes import expected_shapes, required_names
 from tests.oracle.eagle3_reference import Eagle3Reference
 from tests.oracle.tiny_models import BLOCK_SIZE, CPU, TinyModel
 
@@ -66,8 +66,7 @@ def random_weights(config: Eagle3Config, target: ModelConfig, seed: int = 0) -> 
         name: torch.randn(shape, generator=draw) * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
         + (1.0 if name.endswith("norm.weight") else 0.0)
         for name, shape in expected_shapes(config, target).items()
-        if name not in OPTIONAL
-        or (name == "embed_tokens.weight" and config.hidden_size != target.hidden_size)  # the model's does not fit
+        if name in required_names(config, target) - {"d2t"}
     }
     if config.draft_vocab_size < target.vocab_size:
         ids = torch.randperm(target.vocab_size, generator=draw)[: config.draft_vocab_size].sort().values
