@@ -32,6 +32,7 @@ def as_dict(plan: CapacityPlan) -> dict[str, Any]:
         },
         "dtype": plan.request.precision.value,
         "memory_bytes_per_rank": plan.request.memory_bytes,
+        "draft_method": plan.request.draft.method.value,
         "kv": {
             "block_size": plan.request.block_size,
             "bytes_per_token": plan.kv_bytes_per_token,
@@ -112,6 +113,7 @@ def _weight_table(rank: RankPlan) -> list[str]:
 
 def _kv_lines(plan: CapacityPlan) -> Iterator[str]:
     first = plan.ranks[0]
+    yield f"drafts    {plan.request.draft.method.value}"
     yield (
         f"KV cache  {readable(plan.kv_bytes_per_token)} a token, {readable(plan.kv_bytes_per_block)} a block of "
         f"{plan.request.block_size}, {readable(plan.kv_bytes_per_token * plan.max_context)} for a whole context of "

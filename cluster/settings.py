@@ -42,12 +42,12 @@ def engine_config(config: Config, model: ModelConfig) -> EngineConfig:
         kernels=KernelChoice(engine.kernels.value),
         use_amx=engine.amx,
         num_threads=engine.threads_per_rank,
-        speculation=speculation(config),
+        speculation=speculation(config, model),
     )
 
 
-def speculation(config: Config) -> SpeculationConfig:
-    """How the ranks draft. Raises ConfigMistake for an EAGLE3 head that is not there."""
+def speculation(config: Config, model: ModelConfig) -> SpeculationConfig:
+    """How the ranks draft. Raises ConfigMistake for an EAGLE3 head or an MTP layer that is not there."""
     given = config.speculation
     folder = Path(given.draft_path) if given.draft_path else Path(config.model.path) / EAGLE3_FOLDER
     is_there = (folder / "config.json").is_file()
@@ -57,6 +57,8 @@ def speculation(config: Config) -> SpeculationConfig:
         method = DraftMethod.NONE if given.method is Drafter.OFF else DraftMethod(given.method.value)
     if method is DraftMethod.EAGLE3 and not is_there:
         raise ConfigMistake(f"speculation.method: eagle3 needs a head, and {folder / 'config.json'} is no file")
+    if method is DraftMethod.MTP and not model.num_nextn_predict_layers:
+        raise ConfigMistake("speculation.method: mtp needs a checkpoint with an MTP layer, and this one has none")
     return SpeculationConfig(
         method=method,
         draft_dir=str(folder.resolve()),

@@ -1,73 +1,89 @@
-"""What a step costs on this machine, by the number of sequences decoded and of tokens drafted for each."""
+"""What a step costs on this machine: the model by its rows, the draft model by sequences and drafts."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
 from dataclasses import dataclass
 
-_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_PER_OCTAVE = 4  # buckets of row counts; up to 8 rows each count has its own
 _DECAY = 0.9  # of what was known, by each new measurement
-_PRIOR_SLOPE = 0.2  # of a plain step's time for each draft, while nothing is measured
+_MODEL_SLOPE = 0.1  # of the model's time for as many rows more as there are, while nothing else is measured
+_DRAFT_SHARE = 0.1  # of the model's time that a draft costs, while nothing is measured
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Average:
+    """A fading average, and where it was taken."""
+
+    at: float
     seconds: float
-    count: int = 1
+    count: int = 0
+
+    def add(self, at: float, seconds: float) -> None:
+        self.count += 1
+        weight = max(1.0 - _DECAY, 1.0 / self.count)
+        # A single slow step (the machine was busy elsewhere) shall not decide.
+        seconds = seconds if self.count == 1 else min(seconds, 3.0 * self.seconds)
+        self.seconds += weight * (seconds - self.seconds)
+        self.at += weight * (at - self.at)
 
 
 class DraftCosts:
-    """Seconds of whole steps: running averages by (bucket of sequences, drafts), interpolated in between."""
+    """Learns from every step, those with prompt chunks too: a row is a row."""
 
     def __init__(self, max_drafts: int) -> None:
         self._max_drafts = max_drafts
-        self._tables: dict[int, dict[int, _Entry]] = {}
+        self._model: dict[int, _Average] = {}  # by bucket of rows
+        self._drafts: dict[int, dict[int, _Average]] = {}  # by bucket of sequences, then by drafts for each
 
-    def observe(self, num_sequences: int, num_drafts: int, seconds: float) -> None:
-        """Take in a step that decoded so many sequences, with so many drafts each, and nothing else."""
-        table = self._tables.setdefault(_bucket(num_sequences), {})
-        entry = table.get(num_drafts)
-        if entry is None:
-            table[num_drafts] = _Entry(seconds)
-            return
-        entry.count += 1
-        # A single slow step (the machine was busy elsewhere) shall not decide.
-        weight = max(1.0 - _DECAY, 1.0 / entry.count)
-        entry.seconds += weight * (min(seconds, 3.0 * entry.seconds) - entry.seconds)
+    def observe_model(self, num_rows: int, seconds: float) -> None:
+        """Take in what the model needed for so many rows, sampling included."""
+        self._model.setdefault(_bucket(num_rows), _Average(num_rows, seconds)).add(num_rows, seconds)
+
+    def observe_drafts(self, num_sequences: int, num_drafts: int, seconds: float) -> None:
+        """Take in what the draft model needed for so many drafts (at least one) for each of so many sequences."""
+        table = self._drafts.setdefault(_bucket(num_sequences), {})
+        table.setdefault(num_drafts, _Average(num_drafts, seconds)).add(num_drafts, seconds)
 
     def count(self, num_sequences: int, num_drafts: int) -> int:
-        """Steps of this kind seen."""
-        entry = self._tables.get(_bucket(num_sequences), {}).get(num_drafts)
-        return 0 if entry is None else entry.count
+        """Steps seen with about as many rows as such a verification has."""
+        average = self._model.get(_bucket(num_sequences * (1 + num_drafts)))
+        return 0 if average is None else average.count
 
     def curve(self, num_sequences: int, share: float = 1.0) -> list[float]:
-        """Cost of a step with 0 .. max_drafts drafts, relative to what a plain step is thought to cost.
+        """Cost of a step with 0 .. max_drafts drafts, relative to a plain step, which needs no draft model.
 
         Only the `share` of the sequences has drafts.
         """
+        plain_s = self._model_s(num_sequences)
+        costs = []
+        for drafts in range(self._max_drafts + 1):
+            verify_s = max(self._model_s(num_sequences * (1.0 + share * drafts)), plain_s)
+            costs.append((verify_s + self._draft_s(num_sequences, share * drafts, plain_s)) / plain_s)
+        return costs
+
+    def _model_s(self, num_rows: float) -> float:
+        """On the line through the two averages next to `num_rows`."""
+        known = sorted(self._model.values(), key=lambda average: average.at)
+        if len(known) < 2:
+            at, seconds = (known[0].at, known[0].seconds) if known else (1.0, 1.0)
+            return max(seconds * (1.0 + _MODEL_SLOPE * (num_rows / at - 1.0)), 0.2 * seconds)
+        above = next((i for i, average in enumerate(known) if average.at >= num_rows), len(known) - 1)
+        left, right = known[max(above, 1) - 1], known[max(above, 1)]
+        slope = max(right.seconds - left.seconds, 0.0) / max(right.at - left.at, 1e-9)
+        return max(left.seconds + slope * (num_rows - left.at), 0.2 * left.seconds)
+
+    def _draft_s(self, num_sequences: int, drafts: float, plain_s: float) -> float:
+        """Passes of the draft model: as many as there are drafts, the first over the rows that stay."""
+        if drafts <= 0.0:
+            return 0.0
         bucket = _bucket(num_sequences)
-        table = self._tables.get(bucket)
-        if not table:
-            near = min(self._tables, key=lambda other: abs(other - bucket), default=None)
-            table = {} if near is None else self._tables[near]
-        known = sorted((drafts, entry.seconds) for drafts, entry in table.items())
-        if not known:
-            return [1.0 + _PRIOR_SLOPE * share * drafts for drafts in range(self._max_drafts + 1)]
-        costs = [_at(known, share * drafts) for drafts in range(self._max_drafts + 1)]
-        return [cost / costs[0] for cost in costs]
+        near = min(self._drafts, key=lambda other: abs(other - bucket), default=None)
+        if near is None:
+            return _DRAFT_SHARE * drafts * plain_s
+        known = min(self._drafts[near].values(), key=lambda average: abs(average.at - drafts))
+        return known.seconds * drafts / known.at
 
 
-def _bucket(num_sequences: int) -> int:
-    return bisect_right(_BUCKETS, max(num_sequences, 1)) - 1
-
-
-def _at(known: list[tuple[int, float]], drafts: float) -> float:
-    """The cost on the line through the measurements next to `drafts`; it never falls with more drafts."""
-    if len(known) == 1:
-        at, seconds = known[0]
-        return seconds * (1.0 + _PRIOR_SLOPE * drafts) / (1.0 + _PRIOR_SLOPE * at)
-    above = next((i for i, (at, _) in enumerate(known) if at >= drafts), len(known) - 1)
-    above = max(above, 1)
-    (left, left_s), (right, right_s) = known[above - 1], known[above]
-    slope = max(right_s - left_s, 0.0) / (right - left)
-    return max(left_s + slope * (drafts - left), 0.2 * left_s)
+def _bucket(num: float) -> int:
+    return round(num) if num <= 8 else 8 + round(_PER_OCTAVE * math.log2(num / 8))

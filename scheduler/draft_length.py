@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scheduler.draft_costs import DraftCosts
 from scheduler.draft_odds import DraftOdds, reach
@@ -21,10 +22,21 @@ _DWELL = 16  # steps between two decisions
 _PROBE_EVERY = 96  # steps; a probe takes `_PROBE_STEPS`, of which the first still verifies the drafts before
 _PROBE_STEPS = 3
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
-_TRY_EVERY = 512  # steps while it is off, after which the next sequence to start is followed all the same
+_TRY_EVERY = 1024  # steps while it is off, after which the next sequence to start is followed all the same
 _TRIAL_STEPS = 24  # for which drafting is tried on such a sequence
 _BROKEN_TAU = 1.05
 _BROKEN_ROUNDS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftedStep:
+    """What one step had and took. Seconds of wall-clock time."""
+
+    num_rows: int  # prompt chunks, roots and drafts
+    num_decodes: int
+    num_proposed: int  # drafts asked for, for the step after
+    model_s: float  # forward pass and sampling
+    draft_s: float
 
 
 class DraftLength:
@@ -123,12 +135,15 @@ class DraftLength:
             self._judge(self._num_committed / self._num_rounds)
             self._num_rounds = self._num_committed = 0
 
-    def observe_step(self, num_sequences: int, num_drafted: int, num_proposed: int, step_s: float) -> None:
-        """Hear what a step of `num_sequences` decodes and nothing else took. One that changes the length counts not."""
-        drafts = round(num_drafted / num_sequences)
-        is_even = abs(num_drafted - drafts * num_sequences) * 8 <= num_sequences
-        if self._is_adaptive and step_s > 0.0 and is_even and abs(num_drafted - num_proposed) * 4 <= num_sequences:
-            self._costs.observe(num_sequences, drafts, step_s)
+    def observe_step(self, step: DraftedStep) -> None:
+        """Hear what a step took. What drafts cost is learnt where all sequences had about as many."""
+        if not self._is_adaptive or step.model_s <= 0.0:
+            return
+        self._costs.observe_model(step.num_rows, step.model_s)
+        proposals = round(step.num_proposed / step.num_decodes) if step.num_decodes else 0
+        is_even = abs(step.num_proposed - proposals * step.num_decodes) * 8 <= step.num_decodes
+        if proposals and is_even:
+            self._costs.observe_drafts(step.num_decodes, proposals, step.draft_s)
 
     def _settle(self, num_decodes: int, num_drafting: int) -> None:
         """Choose the length of the next steps. Sequences without drafts yield a token each whatever it is."""

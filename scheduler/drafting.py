@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 from scheduler.block_tables import BlockTables
-from scheduler.draft_length import DraftLength
+from scheduler.draft_length import DraftedStep, DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepTimes
@@ -124,17 +124,16 @@ class DraftPlanner:
                 tally.add(num_drafted, num_accepted, num_kept)
 
     def end_step(self, plan: StepPlan, times: StepTimes) -> None:
-        """Learn what a step cost, if decodes were all it had."""
-        if not plan.sequences or any(len(p.token_ids) != p.num_logit_rows for p in plan.sequences):
-            return
-        num_drafted = plan.num_rows - len(plan.sequences)
-        num_proposed = sum(planned.num_proposals for planned in plan.sequences)
-        step_s = times.forward_s + times.sample_s
-        if num_drafted or num_proposed:  # without drafts there would be no draft model
-            step_s += times.draft_s
-        for method, length in self._lengths.items():
-            if plan.num_draft_passes or not method.has_kv:
-                length.observe_step(len(plan.sequences), num_drafted, num_proposed, step_s)
+        """Learn what a step cost."""
+        step = DraftedStep(
+            num_rows=plan.num_rows,
+            num_decodes=sum(1 for planned in plan.sequences if planned.num_logit_rows),
+            num_proposed=sum(planned.num_proposals for planned in plan.sequences),
+            model_s=times.forward_s + times.sample_s,
+            draft_s=times.draft_s,
+        )
+        for length in self._lengths.values():
+            length.observe_step(step)
 
     def counts(self) -> DraftCounts:
         """All rounds so far."""

@@ -32,7 +32,9 @@ def load_draft_model(
     """The draft model that the configuration wants. Raises CheckpointError or ConfigError for what is not there."""
     method = config.speculation.loaded
     if method is DraftMethod.EAGLE3:
-        return load_eagle3(_head_folder(config), model.config, model.embedding, dtype, device)
+        return load_eagle3(
+            _head_folder(config), model.config, model.embedding, dtype, device, lm_head=model.lm_head.weight
+        )
     if method is DraftMethod.MTP:
         if model.mtp is None:
             raise ConfigError("num_nextn_predict_layers", "0: this checkpoint has no MTP layer to draft with")

@@ -85,7 +85,9 @@ def paged_attention(
     assert query.shape[2] == kv.head_dim, f"query heads of {query.shape[2]} channels, cache of {kv.head_dim}"
     assert query.shape[1] % kv.num_kv_heads == 0, f"{query.shape[1]} query heads over {kv.num_kv_heads} KV heads"
     assert query.dtype == kv.value.dtype, f"query is {query.dtype}, cache {kv.value.dtype}"
-    assert row_starts.shape[0] == context_lens.shape[0] + 1, f"{len(row_starts)} row starts, {len(context_lens)} sequences"
+    assert row_starts.shape[0] == context_lens.shape[0] + 1, (
+        f"{len(row_starts)} row starts, {len(context_lens)} sequences"
+    )
     assert window > 0, f"a window of {window} positions"
     run = reference.paged_attention if kv.is_plain else cpu.paged_attention
     return run(query, kv, block_tables, row_starts, context_lens, positions, scale, window)

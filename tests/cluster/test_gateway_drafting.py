@@ -77,6 +77,8 @@ def test_the_server_finds_its_head(tmp_path_factory: pytest.TempPathFactory) -> 
     assert drafts("speculation.method=ngram")[0] is DraftMethod.NGRAM
     with pytest.raises(ConfigMistake, match=r"speculation\.method: eagle3 needs a head"):
         drafts("speculation.method=eagle3")
+    with pytest.raises(ConfigMistake, match=r"speculation\.method: mtp needs a checkpoint with an MTP layer"):
+        drafts("speculation.method=mtp")
     (folder / "eagle3").mkdir()
     (folder / "eagle3" / "config.json").write_text("{}")
     assert drafts() == (DraftMethod.EAGLE3, str(folder / "eagle3"))

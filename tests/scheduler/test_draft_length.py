@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from scheduler.draft_costs import DraftCosts
-from scheduler.draft_length import DraftLength
+from scheduler.draft_length import DraftedStep, DraftLength
 from scheduler.draft_odds import DraftOdds, reach
 
 MAX_DRAFTS = 5
@@ -22,12 +22,15 @@ class MadeUp:
     per_row: float
     per_pass: float
 
-    def seconds(self, batch: int, drafts: float) -> float:
-        return 1e-3 * (1.0 + self.per_row * batch * (1 + drafts) + self.per_pass * drafts)
+    def model_s(self, num_rows: int) -> float:
+        return 1e-3 * (1.0 + self.per_row * num_rows)
+
+    def draft_s(self, num_passes: int) -> float:
+        return 1e-3 * self.per_pass * num_passes
 
     def rate(self, batch: int, drafts: int) -> float:
         tau = 1.0 + sum(self.odds**place for place in range(1, drafts + 1))
-        return batch * tau / self.seconds(batch, drafts)
+        return batch * tau / (self.model_s(batch * (1 + drafts)) + self.draft_s(drafts))
 
 
 def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[float, DraftLength]:
@@ -49,8 +52,14 @@ def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[fl
             odds, drafts, followed = [None] * batch, [0] * batch, []
         wanted = [0 if (o := odds[i]) is None else control.length_for(o, MAX_DRAFTS) for i in range(batch)]
         num_drafted = sum(drafts)
-        # A draft model that follows and proposes nothing still costs its pass.
-        step_s = world.seconds(batch, num_drafted / batch) + 1e-3 * world.per_pass * bool(followed) * (not any(wanted))
+        took = DraftedStep(
+            num_rows=batch + num_drafted,
+            num_decodes=batch,
+            num_proposed=sum(wanted),
+            model_s=world.model_s(batch + num_drafted),
+            # A draft model that follows and proposes nothing still costs a pass.
+            draft_s=world.draft_s(max(1, *wanted) if followed else 0),
+        )
         for i in range(batch):
             accepted = 0
             while accepted < drafts[i] and draw.random() < world.odds:
@@ -60,9 +69,8 @@ def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[fl
                 control.observe_round(mine, drafts[i], accepted)
             if step >= num_steps // 3:
                 tokens += accepted + 1
-        spent_s += step_s if step >= num_steps // 3 else 0.0
-        if followed:
-            control.observe_step(batch, num_drafted, sum(wanted), world.seconds(batch, num_drafted / batch))
+        spent_s += took.model_s + took.draft_s if step >= num_steps // 3 else 0.0
+        control.observe_step(took)
         drafts = wanted
     return tokens / spent_s, control
 
@@ -97,7 +105,15 @@ def test_drafting_comes_back_when_the_text_gets_easier() -> None:
             if drafts:
                 # Hard text lets one draft in ten pass, so that the head does not look broken.
                 control.observe_round(odds, drafts, drafts if accepts or step % 10 == 0 else 0)
-            control.observe_step(1, drafts, drafts, 1e-3 * (1 + 0.3 * drafts))
+            control.observe_step(
+                DraftedStep(
+                    num_rows=1 + drafts,
+                    num_decodes=1,
+                    num_proposed=drafts,
+                    model_s=1e-3 * (1 + 0.15 * drafts),
+                    draft_s=1e-3 * 0.15 * drafts,
+                )
+            )
         lengths[phase] = control.reason.split(":")[0]
     assert lengths == {"hard": "k=0", "easy": "k=5"}
 
@@ -108,7 +124,7 @@ def test_a_fixed_length_stays() -> None:
     for _ in range(150):
         control.begin_step(4, 4)
         control.observe_round(odds, 3, 0)
-        control.observe_step(4, 12, 12, 1.0)
+        control.observe_step(DraftedStep(num_rows=16, num_decodes=4, num_proposed=12, model_s=1.0, draft_s=1.0))
     assert control.length_for(odds, 3) == 3
     assert control.length_for(odds, 2) == 2
 
@@ -138,9 +154,21 @@ def test_places_never_tried_are_expected_to_be_nearly_as_good_as_the_last() -> N
 def test_costs_between_and_beyond_what_was_measured() -> None:
     costs = DraftCosts(4)
     assert costs.curve(8)[0] == 1.0
-    costs.observe(8, 0, 2.0)
-    costs.observe(8, 2, 3.0)
-    assert costs.curve(8) == [1.0, 1.25, 1.5, 1.75, 2.0]
-    assert costs.curve(64) == costs.curve(8)  # the nearest known
-    costs.observe(8, 2, 1000.0)  # the machine was busy elsewhere
+    costs.observe_model(8, 2.0)
+    costs.observe_model(24, 3.0)
+    assert costs.count(8, 0) == costs.count(8, 2) == 1 and not costs.count(8, 4)
+    costs.observe_drafts(8, 2, 0.5)
+    # Rows cost 1 / 16 each, drafts 0.25 each.
+    assert costs.curve(8) == pytest.approx([1.0, 1.375, 1.75, 2.125, 2.5])
+    assert costs.curve(8, share=0.5) == pytest.approx([1.0, 1.1875, 1.375, 1.5625, 1.75])
+    costs.observe_model(24, 1000.0)  # the machine was busy elsewhere
     assert costs.curve(8)[2] < 5.0
+
+
+def test_a_row_is_a_row_whether_of_a_prompt_or_a_draft() -> None:
+    """A rank that always has prompts beside its decodes learns what verifications cost all the same."""
+    costs = DraftCosts(2)
+    for num_rows in (70, 90, 130, 200):
+        costs.observe_model(num_rows, 1.0 + 0.01 * num_rows)
+    plain, verified = 1.0 + 0.01 * 64, 1.0 + 0.01 * 128
+    assert costs.curve(64)[1] == pytest.approx(verified / plain + 0.1, rel=0.02)

@@ -81,7 +81,7 @@ class World:
             error_token_id=ERROR_TOKEN,
             draft_skill=draft_skill,
             on_step=self.plans.append,
-            times=lambda plan: StepTimes(forward_s=1e-3, draft_s=row_s * (plan.num_rows - len(plan.sequences))),
+            times=lambda plan: StepTimes(forward_s=1e-3 + row_s * (plan.num_rows - len(plan.sequences))),
         )
         self.engine = Engine(self.scheduler, runner)
         self.requests: dict[str, Request] = {}
