@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cluster import settings
@@ -29,7 +31,7 @@ from tests.cluster.grpc_calls import generate, violations
     ],
 )
 async def test_what_cannot_be_drafted_is_refused(
-    world: World, fields: dict[str, int], expected: dict[str, str]
+    world: World, fields: dict[str, Any], expected: dict[str, str]
 ) -> None:
     assert await violations(world.inference.Generate(generate(**fields))) == expected
 

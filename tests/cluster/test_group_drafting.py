@@ -1,0 +1,67 @@
+"""Drafting in expert-parallel groups: the same tokens, the same acceptance, and no rank waits for another for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cluster.local_executor import LocalExecutor
+from engine.config import SpeculationConfig
+from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams, TokenDelta
+from tests.cluster.executor_contract import started, tiny_config
+from tests.engine.checkpoints import tiny_checkpoint
+from tests.engine.drafting_engines import eagle3_folder
+from tests.engine.mixed_requests import alone, mixed_requests, outcome_of
+
+pytestmark = pytest.mark.slow
+
+SHAPE = "C"
+
+
+async def drafted(method: DraftMethod, num_ranks: int, placed: list[tuple[int, Request]]) -> list[DraftCounts]:
+    """Run requests on their ranks; their tokens must be those of plain decoding. Returns what drafting brought."""
+    config = dataclasses.replace(
+        tiny_config(),
+        model_dir=str(tiny_checkpoint(SHAPE)),
+        num_blocks=256,
+        max_context=128,
+        max_rows_per_step=512,  # so that no draft falls to the budget
+        prefix_cache=False,
+        speculation=SpeculationConfig(
+            method=method, draft_dir=str(eagle3_folder(SHAPE)), max_drafts=3, adaptive=False, debug=True
+        ),
+    )
+    async with started(LocalExecutor(config, num_ranks)) as group:
+        for rank, request in placed:
+            await group.executor.submit(rank, request)
+        deltas = await group.collect({request.request_id: request.num_sequences for _, request in placed})
+        known = {request.request_id for request in mixed_requests()}
+        told: list[TokenDelta] = [delta for name, of_request in deltas.items() if name in known for delta in of_request]
+        expected = {key: value for key, value in alone(SHAPE).items() if key[0] in {name for name in deltas}}
+        assert outcome_of(told) == expected
+        return sorted((delta.usage.drafts for delta in told if delta.usage is not None), key=lambda counts: str(counts))
+
+
+@pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])
+async def test_acceptance_does_not_depend_on_the_group(method: DraftMethod) -> None:
+    requests = mixed_requests()
+    single = await drafted(method, 1, [(0, request) for request in requests])
+    assert sum(counts.num_rounds for counts in single) > 0
+    spread = [(number % 2, request) for number, request in enumerate(requests)]
+    assert await drafted(method, 2, spread) == single
+
+
+@pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])
+async def test_idle_prefilling_and_full_ranks_go_along(method: DraftMethod) -> None:
+    """One rank drafts, one has a prompt, one a request at its context's limit with other drafts, one nothing."""
+    requests = {request.request_id: request for request in mixed_requests()}
+    brief = SamplingParams(max_tokens=1, temperature=0.0)
+    full = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+    placed = [
+        (0, requests["shared alone"]),
+        (0, requests["short"]),
+        (1, Request(request_id="a prompt", prompt=tuple(range(100, 160)), sampling=brief)),
+        (2, Request(request_id="at the limit", prompt=tuple(range(1, 121)), sampling=full, max_drafts=1)),
+    ]
+    assert await drafted(method, 4, placed)
