@@ -8,6 +8,9 @@ import gc
 import grpc
 import pytest
 
+from cluster.request_part import Part
+from cluster.sequence_stream import SequenceStream
+from cluster.stream import RequestStream
 from engine.simulated_runner import simulated_output
 from scheduler.request import SamplingParams
 from sigmoe.v1 import inference_service_pb2 as pb
@@ -54,5 +57,5 @@ async def test_ten_thousand_wait_their_turn_and_leave_nothing_behind(start: Star
         await world.settled()
         assert world.gateway.num_open_streams == 0
         gc.collect()
-        left = [one for one in gc.get_objects() if type(one).__name__ in ("RequestStream", "SequenceStream", "Part")]
+        left = [one for one in gc.get_objects() if type(one) in (RequestStream, SequenceStream, Part)]
         assert len(left) < 10, "streams outlive their calls"

@@ -96,6 +96,9 @@ def test_a_row_that_is_not_finite_ends_its_sequence_alone() -> None:
     assert results[1].error == "" and results[1].token_ids == (6,)
 
 
-def test_rows_of_drafts_are_refused() -> None:
-    with pytest.raises(AssertionError, match="drafts"):
-        results_from_logits([_sequence(3, sampled=3)], _peaks(1, 2, 3))
+def test_drafts_are_accepted_as_long_as_they_are_what_was_sampled() -> None:
+    right = _sequence(sampled=3, token_ids=(1, 5, 7))
+    wrong = _sequence(sampled=3, token_ids=(1, 6, 8))
+    half = _sequence(sampled=3, token_ids=(1, 6, 9))
+    results = results_from_logits([right, wrong, half], _peaks(5, 7, 9, 5, 8, 4, 6, 8, 4))
+    assert [result.token_ids for result in results] == [(5, 7, 9), (5,), (6, 8)]
