@@ -65,6 +65,13 @@ class Kernels(enum.Enum):
     TORCH = "torch"
 
 
+class DraftAcceptance(enum.Enum):
+    """How drafts of sampled requests are verified; see `engine.config.Acceptance`."""
+
+    MATCH = "match"
+    REJECTION = "rejection"
+
+
 class Device(enum.Enum):
     """What a rank computes on."""
 
@@ -131,7 +138,7 @@ class Drafter(enum.Enum):
 
 
 class SpeculationSection(_Section):
-    """Drafting: several tokens a step where a draft model guesses them. Never changes which tokens come."""
+    """Drafting: several tokens a step where a draft model guesses them. Never changes how answers are distributed."""
 
     # YAML reads a bare `off` as false.
     method: Annotated[Drafter, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
@@ -141,6 +148,11 @@ class SpeculationSection(_Section):
     max_drafts: int = Field(default=5, ge=0, le=64, description="most tokens drafted at a time for a sequence")
     adaptive: bool = Field(
         default=True, description="draft as many as pay on this machine and text, down to none; else always max_drafts"
+    )
+    acceptance: DraftAcceptance = Field(
+        default=DraftAcceptance.MATCH,
+        description="of sampled requests; match: the tokens of plain decoding; rejection: drafts are drawn, more are"
+        " accepted, other tokens of the same distribution",
     )
     ngram_longest: PositiveInt = Field(default=4, le=64, description="ngram: last tokens that are looked for earlier")
     ngram_shortest: PositiveInt = Field(default=2, le=64, description="ngram: fewer than these are no match")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.config import Config, ConfigMistake, Drafter, Dtype
 from cluster.gateway_config import GatewayConfig
-from engine.config import EAGLE3_FOLDER, EngineConfig, KernelChoice, Precision, SpeculationConfig
+from engine.config import EAGLE3_FOLDER, Acceptance, EngineConfig, KernelChoice, Precision, SpeculationConfig
 from model.config import ModelConfig
 from scheduler.request import DraftMethod
 
@@ -65,6 +65,7 @@ def speculation(config: Config, model: ModelConfig) -> SpeculationConfig:
         max_drafts=given.max_drafts,
         adaptive=given.adaptive,
         ngram_longest=given.ngram_longest,
+        acceptance=Acceptance(given.acceptance.value),
         ngram_shortest=given.ngram_shortest,
         debug=given.debug,
     )

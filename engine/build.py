@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 import kernels.native
-from engine.config import EngineConfig, Precision
+from engine.config import Acceptance, EngineConfig, Precision
 from engine.drafters.build import chain_drafter, draft_weight_bytes, kv_block_bytes, load_draft_model
+from engine.drafters.memory import DraftMemory
 from engine.engine import Engine
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
 from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
@@ -110,7 +111,9 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     kv = KVCache(model_config, num_blocks, config.block_size, dtype, device)
     drafter = None
     if draft_model is not None:
-        drafter = chain_drafter(draft_model, num_blocks, config.block_size, dtype, device)
+        is_drawn = config.speculation.acceptance is Acceptance.REJECTION
+        memory = DraftMemory(config.max_sequences) if is_drawn else None
+        drafter = chain_drafter(draft_model, num_blocks, config.block_size, dtype, device, memory)
     runner = ModelRunner(model, kv, device, drafter, config.speculation)
     report("warming", 0, 0)
     _warm_up(runner, config)

@@ -25,6 +25,13 @@ class KernelChoice(enum.Enum):
     TORCH = "torch"
 
 
+class Acceptance(enum.Enum):
+    """How the drafts of sampled requests are made and verified. Greedy requests, and look-up, always match."""
+
+    MATCH = "match"  # the likeliest tokens, accepted while they are what plain decoding draws: output is the same
+    REJECTION = "rejection"  # drawn, and accepted by rejection sampling: other tokens of the same distribution
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAddress:
     """Where rank 0 keeps the group's store."""
@@ -35,12 +42,13 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
-    """What drafts tokens ahead. The drafts change how many steps an answer takes, never the answer."""
+    """What drafts tokens ahead. The drafts change how many steps an answer takes, never how answers are distributed."""
 
     method: DraftMethod = DraftMethod.NONE  # of requests that name none; EAGLE3 and MTP also say what is loaded
     draft_dir: str | None = None  # the EAGLE3 head's folder; None: `eagle3` in the model's
     max_drafts: int = 5  # at a time, for one sequence
     adaptive: bool = True  # as many as pay on this machine and text; else always `max_drafts`
+    acceptance: Acceptance = Acceptance.MATCH
     ngram_longest: int = 4  # tokens at the end that are looked for earlier
     ngram_shortest: int = 2
     debug: bool = False  # compare the ranks' collectives at each step

@@ -46,7 +46,8 @@ class ModelRunner:
         captured = self._drafter.capture_layers if self._drafter is not None and is_drafting else ()
         output = self._model.forward(batch, self._kv, captured)
         forward_s = time.perf_counter()
-        results = results_from_logits(plan.sequences, output.logits)
+        memory = None if self._drafter is None else self._drafter.memory
+        results = results_from_logits(plan.sequences, output.logits, memory)
         sample_s = time.perf_counter()
         if is_drafting or any(planned.num_proposals for planned in plan.sequences):
             results = self._with_drafts(plan, batch, output, results)

@@ -6,21 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.drafters.memory import DraftMemory
+from engine.sampling_rows import sampling_row
 from model.logprobs import TokenScore, score_tokens
-from model.penalties import LogitEdits
-from model.sampling import GREEDY, Sampled, SamplingRow, sample
+from model.sampling import Sampled, SamplingRow, sample
 from scheduler.plan import SequencePlan, SequenceResult
-from scheduler.request import SamplingParams, TokenLogprob
+from scheduler.request import TokenLogprob
 
 _NOTHING = SequenceResult()
 
 
-def results_from_logits(sequences: Sequence[SequencePlan], logits: torch.Tensor) -> tuple[SequenceResult, ...]:
+def results_from_logits(
+    sequences: Sequence[SequencePlan], logits: torch.Tensor, memory: DraftMemory | None = None
+) -> tuple[SequenceResult, ...]:
     """Sample and score what each sequence asked for.
 
     logits [S, V] fp32: for each sequence in turn its rows to be scored, then those to be sampled. Every row to be
     sampled is sampled as if the drafts before it were output, with the random number of its own output index; drafts
     are accepted as long as they are what was sampled. So the tokens are those of plain decoding, one by one.
+    Drafts that the `memory` knows as drawn are verified by rejection sampling instead: tokens of the same distribution.
     """
     scored, sampled, at = [], [], 0
     for sequence in sequences:
@@ -32,7 +36,7 @@ def results_from_logits(sequences: Sequence[SequencePlan], logits: torch.Tensor)
     picked = [row for rows in sampled for row in rows]
     chosen = sample(
         logits if len(picked) == at else logits[picked],
-        [_sampling_row(sequence, ahead) for sequence in sequences for ahead in range(sequence.num_logit_rows)],
+        [row for sequence in sequences for row in _sampling_rows(sequence, memory)],
     )
     results, first = [], 0
     for sequence, rows in zip(sequences, scored, strict=True):
@@ -43,6 +47,15 @@ def results_from_logits(sequences: Sequence[SequencePlan], logits: torch.Tensor)
         else:
             results.append(SequenceResult(prompt_logprobs=prompt_logprobs) if rows else _NOTHING)
     return tuple(results)
+
+
+def _sampling_rows(sequence: SequencePlan, memory: DraftMemory | None) -> list[SamplingRow]:
+    """The settings of a sequence's rows to be sampled."""
+    proposals = () if memory is None else memory.take(sequence)
+    return [
+        sampling_row(sequence, ahead, proposals[ahead] if ahead < len(proposals) else None)
+        for ahead in range(sequence.num_logit_rows)
+    ]
 
 
 def _verified(
@@ -62,42 +75,6 @@ def _verified(
         logprobs=tuple(_token_logprob(score) for score in scores if score is not None),
         prompt_logprobs=prompt_logprobs,
         error=chosen.errors.get(first, ""),
-    )
-
-
-def _sampling_row(sequence: SequencePlan, ahead: int) -> SamplingRow:
-    """The settings of a row to be sampled, `ahead` drafts after the first."""
-    params = sequence.sampling
-    edits = _edits(sequence, params, ahead)
-    if params.temperature == 0.0 and edits is None and params.num_logprobs is None:
-        return GREEDY
-    return SamplingRow(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        seed=params.seed,
-        sequence_index=sequence.sequence_index,
-        output_index=sequence.output_index + ahead,
-        num_logprobs=params.num_logprobs,
-        edits=edits,
-    )
-
-
-def _edits(sequence: SequencePlan, params: SamplingParams, ahead: int) -> LogitEdits | None:
-    """What happens to the logits before temperature; None where nothing does."""
-    forbidden = sequence.stop_token_ids if sequence.output_index + ahead < params.min_tokens else ()
-    has_penalty = params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-    if not (has_penalty or params.logit_bias or forbidden):
-        return None
-    return LogitEdits(
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=params.logit_bias,
-        forbidden_token_ids=forbidden,
-        history=[*sequence.history, *sequence.draft_ids[:ahead]] if ahead and has_penalty else sequence.history,
-        num_prompt_tokens=sequence.num_prompt_tokens,
     )
 
 

@@ -24,6 +24,8 @@ class Stream(enum.IntEnum):
     """Independent sequences of numbers under one seed. Fixed for ever: changing one changes users' outputs."""
 
     TOKEN = 0  # the token committed at an output index
+    DRAFT = 1  # a draft for that index, where drafts are drawn
+    ACCEPT = 2  # whether that draft is accepted; independent of the draft, or the verification is biased
 
 
 def uniforms(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.sample import DrawSettings, draw_tokens
+from kernels.sample import DrawSettings, draw_probabilities, draw_tokens
 from model.logprobs import TokenScore, score_tokens
 from model.penalties import LogitEdits, edit_logits
-from model.random_numbers import uniforms
+from model.proposals import Proposal, accept_or_replace
+from model.random_numbers import Stream, uniforms
 from model.token_ranking import best_tokens
 
 
@@ -33,6 +34,7 @@ class SamplingRow:
     output_index: int = 0
     num_logprobs: int | None = None
     edits: LogitEdits | None = None
+    proposal: Proposal | None = None  # the draft for this row, where it was drawn and is verified by rejection sampling
 
     @property
     def is_plain(self) -> bool:
@@ -68,9 +70,12 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         return Sampled(token_ids=token_ids, scores={}, errors=errors)
     drawn = [r for r, row in enumerate(rows) if row.temperature > 0.0 and r not in errors]
     if drawn:
-        whole = len(drawn) == len(rows)
-        chosen = _draw(edited if whole else edited[drawn], [rows[r] for r in drawn])
+        chosen = _draw(edited if len(drawn) == len(rows) else edited[drawn], [rows[r] for r in drawn])
         for r, token_id in zip(drawn, chosen, strict=True):
+            token_ids[r] = token_id
+    proposed = [r for r in drawn if rows[r].proposal is not None]
+    if proposed:
+        for r, token_id in zip(proposed, _verify(edited[proposed], [rows[r] for r in proposed]), strict=True):
             token_ids[r] = token_id
     return Sampled(token_ids=token_ids, scores=_scores(logits, rows, token_ids, errors), errors=errors)
 
@@ -94,16 +99,35 @@ def _scores(
     return dict(zip(where, scores, strict=True))
 
 
-def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
+def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Draw one token for each row of edited logits [R, V]; all temperatures are positive, every maximum is finite."""
-    points = uniforms([r.seed for r in rows], [r.sequence_index for r in rows], [r.output_index for r in rows])
-    device = logits.device
-    settings = DrawSettings(
+    token_ids: list[int] = draw_tokens(logits, draw_settings(rows, logits.device)).tolist()
+    return token_ids
+
+
+def _verify(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Each row's draft, or what replaces it; rows as in `_draw`, all with proposals."""
+    settings = draw_settings(rows, logits.device)
+    return accept_or_replace(
+        draw_probabilities(logits, settings),
+        [row.proposal for row in rows if row.proposal is not None],
+        accept_points=points_of(rows, Stream.ACCEPT, logits.device),
+        points=settings.points,
+    )
+
+
+def draw_settings(rows: Sequence[SamplingRow], device: torch.device, stream: Stream = Stream.TOKEN) -> DrawSettings:
+    """The settings of the rows as the draw takes them, with the rows' numbers from the stream."""
+    return DrawSettings(
         temperature=torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=device),
         top_k=torch.tensor([row.top_k for row in rows], dtype=torch.int64, device=device),
         top_p=torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=device),
         min_p=torch.tensor([row.min_p for row in rows], dtype=torch.float32, device=device),
-        points=torch.from_numpy(points).to(device),
+        points=points_of(rows, stream, device),
     )
-    token_ids: list[int] = draw_tokens(logits, settings).tolist()
-    return token_ids
+
+
+def points_of(rows: Sequence[SamplingRow], stream: Stream, device: torch.device) -> torch.Tensor:
+    """Each row's own number of the stream, fp64 [R]."""
+    seeds, sequences = [row.seed for row in rows], [row.sequence_index for row in rows]
+    return torch.from_numpy(uniforms(seeds, sequences, [row.output_index for row in rows], stream)).to(device)

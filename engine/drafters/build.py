@@ -9,6 +9,7 @@ import torch
 from engine.config import EAGLE3_FOLDER, EngineConfig
 from engine.drafters.chain import ChainDrafter
 from engine.drafters.draft_model import DraftModel
+from engine.drafters.memory import DraftMemory
 from kernels.paged_attention import allocate_kv_layer
 from model.bailing import BailingModel
 from model.config import ModelConfig
@@ -52,8 +53,13 @@ def kv_block_bytes(model: DraftModel, block_size: int, dtype: torch.dtype) -> in
 
 
 def chain_drafter(
-    model: DraftModel, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    model: DraftModel,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: DraftMemory | None = None,
 ) -> ChainDrafter:
-    """A drafter with a KV layer of as many blocks as the model's cache has."""
+    """A drafter with a KV layer of as many blocks as the model's cache has. With a memory it draws its drafts."""
     kv = allocate_kv_layer(num_blocks, block_size, model.num_kv_heads, model.head_dim, dtype, device)
-    return ChainDrafter(model, kv, block_size, device)
+    return ChainDrafter(model, kv, block_size, device, memory)

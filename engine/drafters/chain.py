@@ -15,23 +15,42 @@ import torch
 
 from engine.drafters.draft_model import DraftModel
 from engine.drafters.draft_rows import DraftRows, following_rows, further_rows
+from engine.drafters.memory import DraftMemory
+from engine.sampling_rows import sampling_row
 from kernels.paged_attention import KVLayer
+from kernels.sample import draw_from, draw_probabilities
 from model.batch import Batch, ModelOutput
-from scheduler.plan import StepPlan
+from model.proposals import Proposal
+from model.random_numbers import Stream
+from model.sampling import draw_settings
+from scheduler.plan import SequencePlan, StepPlan
 
 IntArray = npt.NDArray[np.int32]
 
 
 class ChainDrafter:
-    """Runs one draft model with a KV layer of its own in the model's blocks."""
+    """Runs one draft model with a KV layer of its own in the model's blocks.
 
-    def __init__(self, model: DraftModel, kv: KVLayer, block_size: int, device: torch.device) -> None:
+    Drafts are the likeliest tokens; with a `memory`, those of sampled sequences are drawn with the request's settings
+    (its penalties and bias aside), and what they were drawn from is kept there.
+    """
+
+    def __init__(
+        self,
+        model: DraftModel,
+        kv: KVLayer,
+        block_size: int,
+        device: torch.device,
+        memory: DraftMemory | None = None,
+    ) -> None:
+        self.memory = memory
         self.kv = kv
         self._model = model
         self._block_size = block_size
         self._device = device
         self._nothing = torch.zeros(0, dtype=torch.int64, device=device)
         table = model.target_ids
+        self._target_table = table
         self._target_ids: list[int] | None = None if table is None else table.tolist()
 
     @property
@@ -48,6 +67,7 @@ class ChainDrafter:
         `kept` holds the tokens that each sequence of the plan got in this step, none inside a prompt.
         """
         drafts: list[list[int]] = [[] for _ in plan.sequences]
+        drawn: dict[int, list[Proposal]] = {}  # by place in the plan
         rows = following_rows(plan.sequences, kept, self._block_size)
         if not rows.num_rows and not self._model.is_collective:
             return [()] * len(drafts)
@@ -63,13 +83,47 @@ class ChainDrafter:
             if len(wanting) < rows.num_rows:
                 last = np.array([rows.ends[place] - 1 for place in wanting], dtype=np.int64)
                 states = states.index_select(0, self._tensor(last))
-            tokens = self._best(states) if wanting else []
-            for place, token in zip(wanting, tokens, strict=True):
-                drafts[rows.owners[place]].append(token)
+            tokens = []
+            if wanting:
+                logits = self._model.logits(states)
+                tokens = self._best(logits)
+                owners = [rows.owners[place] for place in wanting]
+                if self.memory is not None:
+                    ahead = [len(kept[owner]) + number for owner in owners]
+                    planned = [plan.sequences[owner] for owner in owners]
+                    for place, proposal in self._drawn(logits, planned, ahead).items():
+                        tokens[place] = proposal.token_id
+                        drawn.setdefault(owners[place], []).append(proposal)
+                for owner, token in zip(owners, tokens, strict=True):
+                    drafts[owner].append(token)
             if number + 1 < plan.num_draft_passes:
                 rows = further_rows(plan.sequences, rows, wanting, tokens, self._block_size)
                 states = self._run(states, batch, rows)
+        if self.memory is not None:
+            for owner, proposals in drawn.items():
+                mine = plan.sequences[owner]
+                self.memory.keep(mine.sequence_id, mine.output_index + len(kept[owner]), tuple(proposals))
         return [tuple(ids) for ids in drafts]
+
+    def _drawn(
+        self, logits: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]
+    ) -> dict[int, Proposal]:
+        """Drafts for the rows of logits [S, Vd] whose sequences sample, `ahead` of each one's first output index."""
+        places = [place for place, planned in enumerate(sequences) if planned.sampling.temperature > 0.0]
+        if not places:
+            return {}
+        rows = [sampling_row(sequences[place], ahead[place]) for place in places]
+        settings = draw_settings(rows, logits.device, Stream.DRAFT)
+        # Rounded before the draw: verification must see the very distribution that the draft was drawn from.
+        chances = draw_probabilities(logits[places].contiguous(), settings).to(torch.float32)
+        picked: list[int] = draw_from(chances.to(torch.float64), settings.points).tolist()
+        table = self._target_ids
+        return {
+            place: Proposal(
+                token_id=mine if table is None else table[mine], chances=chances[row], target_ids=self._target_table
+            )
+            for row, (place, mine) in enumerate(zip(places, picked, strict=True))
+        }
 
     def _run(self, states: torch.Tensor, batch: Batch, rows: DraftRows) -> torch.Tensor:
         """One pass of the draft model."""
@@ -94,9 +148,9 @@ class ChainDrafter:
             tables[place, : len(table)] = table
         return self._tensor(tables)
 
-    def _best(self, states: torch.Tensor) -> list[int]:
-        """The likeliest token after each state."""
-        best: list[int] = self._model.logits(states).argmax(dim=-1).tolist()
+    def _best(self, logits: torch.Tensor) -> list[int]:
+        """The likeliest token of each row."""
+        best: list[int] = logits.argmax(dim=-1).tolist()
         return best if self._target_ids is None else [self._target_ids[place] for place in best]
 
     def _tensor(self, array: IntArray | npt.NDArray[np.int64]) -> torch.Tensor:

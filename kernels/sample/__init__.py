@@ -34,16 +34,37 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     other over the ids. The first token whose cumulated mass exceeds point * total is drawn, never one without mass.
     A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
     """
+    clamped = _clamped(logits, settings)
+    if logits.device.type != "cpu" or native.library() is None:
+        return reference.draw_tokens(logits, clamped)
+    return cpu.draw_tokens(logits, clamped)
+
+
+def draw_probabilities(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
+    """What `draw_tokens` draws from, whatever the points: probabilities by id [R, V] fp64, each row's sum 1.
+
+    Only verification by rejection sampling needs them, so there is one implementation, which sorts: R * V * log V.
+    """
+    return reference.probabilities(logits, _clamped(logits, settings))
+
+
+def draw_from(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """One id [R] int64 per row of probabilities [R, V] fp64, by points [R] fp64 in [0, 1).
+
+    A row's scale does not matter, but it must not be all 0. An id without mass is never drawn.
+    """
+    return reference.invert(probabilities, points)
+
+
+def _clamped(logits: torch.Tensor, settings: DrawSettings) -> DrawSettings:
+    """Settings that every implementation may take literally."""
     num_rows, vocab_size = logits.shape
     assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
     assert settings.points.shape == (num_rows,), f"{list(settings.points.shape)} points for {num_rows} rows"
-    clamped = DrawSettings(
+    return DrawSettings(
         temperature=settings.temperature.clamp_min(MIN_TEMPERATURE),
         top_k=torch.where(settings.top_k > 0, settings.top_k.clamp_max(vocab_size), vocab_size),
         top_p=settings.top_p.clamp(0.0, 1.0),
         min_p=settings.min_p.clamp(0.0, 1.0),
         points=settings.points,
     )
-    if logits.device.type != "cpu" or native.library() is None:
-        return reference.draw_tokens(logits, clamped)
-    return cpu.draw_tokens(logits, clamped)

@@ -14,6 +14,20 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     """Logits [R, V] fp32 -> ids [R] int64."""
     if not len(logits):
         return torch.empty(0, dtype=torch.int64, device=logits.device)
+    order, mass = _masses(logits, settings)
+    return order.gather(1, invert(mass, settings.points)[:, None]).squeeze(1)
+
+
+def probabilities(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
+    """Logits [R, V] fp32 -> what `draw_tokens` draws from, by id: [R, V] fp64, each row's sum 1."""
+    if not len(logits):
+        return torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    order, mass = _masses(logits, settings)
+    return torch.zeros_like(mass).scatter_(1, order, mass / mass.sum(dim=-1, keepdim=True))
+
+
+def _masses(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids in the order of each row's distribution function [R, V], and their masses [R, V] fp64, 0 where left out."""
     # Shifted first: a small temperature may then overflow to -inf only, never to NaN. softmax and the two exact
     # operations before it treat each row by itself, so its bits do not depend on the batch (torch.exp's would).
     shifted = logits - logits.amax(dim=-1, keepdim=True)
@@ -25,8 +39,7 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     mass = probs.gather(1, order).to(torch.float64)
     kept = mass >= mass.amax(dim=-1, keepdim=True) * settings.min_p[:, None]
     kept &= ~is_ranked | _limit(mass, settings)
-    picked = _invert(mass.masked_fill_(~kept, 0.0), settings.points)
-    return order.gather(1, picked).squeeze(1)
+    return order, mass.masked_fill_(~kept, 0.0)
 
 
 def _limit(mass: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
@@ -40,10 +53,13 @@ def _limit(mass: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     return in_top_k & in_nucleus
 
 
-def _invert(mass: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """The column [R, 1] in which each row's distribution function passes its point; never one without mass."""
+def invert(mass: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Masses [R, V] fp64, points [R] fp64 in [0, 1) -> columns [R].
+
+    A row's column is the one in which its row's distribution function passes its point; never one without mass.
+    """
     cumulative = mass.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
     column = torch.searchsorted(cumulative, points[:, None] * total, right=True)
     # The product can round up to the total, which no column passes: then the last with mass is meant.
-    return torch.minimum(column, torch.searchsorted(cumulative, total))
+    return torch.minimum(column, torch.searchsorted(cumulative, total)).squeeze(1)

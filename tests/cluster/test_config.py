@@ -28,7 +28,7 @@ KEYS = [
     "engine.amx",
     "engine.threads_per_rank",
     *(f"speculation.{key}" for key in ("method", "draft_path", "max_drafts", "adaptive")),
-    *(f"speculation.{key}" for key in ("ngram_longest", "ngram_shortest", "debug")),
+    *(f"speculation.{key}" for key in ("acceptance", "ngram_longest", "ngram_shortest", "debug")),
     "cluster.executor",
     "cluster.ranks",
     "cluster.address",

@@ -1,0 +1,42 @@
+"""What drawn drafts were drawn from, kept until they are verified."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from model.proposals import Proposal
+from scheduler.plan import SequencePlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    output_index: int  # of the first draft
+    proposals: tuple[Proposal, ...]
+
+
+class DraftMemory:
+    """The proposals of the last round of each sequence, of at most `capacity` sequences.
+
+    Of a round that is not remembered the drafts are verified by the match rule: exact as well, with fewer accepted.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._rounds: OrderedDict[int, _Round] = OrderedDict()
+
+    def keep(self, sequence_id: int, output_index: int, proposals: tuple[Proposal, ...]) -> None:
+        """Remember drafts for a sequence, the first of them for this index of its output."""
+        self._rounds.pop(sequence_id, None)
+        if len(self._rounds) >= self._capacity:
+            self._rounds.popitem(last=False)
+        self._rounds[sequence_id] = _Round(output_index, proposals)
+
+    def take(self, planned: SequencePlan) -> tuple[Proposal, ...]:
+        """The proposals behind the drafts that a sequence verifies now; none where they are not remembered."""
+        known = self._rounds.pop(planned.sequence_id, None)
+        drafts = planned.draft_ids
+        if known is None or not drafts or known.output_index != planned.output_index:
+            return ()
+        proposals = known.proposals[: len(drafts)]
+        return proposals if tuple(one.token_id for one in proposals) == drafts else ()
