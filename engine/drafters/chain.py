@@ -67,7 +67,6 @@ class ChainDrafter:
         `kept` holds the tokens that each sequence of the plan got in this step, none inside a prompt.
         """
         drafts: list[list[int]] = [[] for _ in plan.sequences]
-        drawn: dict[int, list[Proposal]] = {}  # by place in the plan
         rows = following_rows(plan.sequences, kept, self._block_size)
         if not rows.num_rows and not self._model.is_collective:
             return [()] * len(drafts)
@@ -83,27 +82,26 @@ class ChainDrafter:
             if len(wanting) < rows.num_rows:
                 last = np.array([rows.ends[place] - 1 for place in wanting], dtype=np.int64)
                 states = states.index_select(0, self._tensor(last))
-            tokens = []
-            if wanting:
-                logits = self._model.logits(states)
-                tokens = self._best(logits)
-                owners = [rows.owners[place] for place in wanting]
-                if self.memory is not None:
-                    ahead = [len(kept[owner]) + number for owner in owners]
-                    planned = [plan.sequences[owner] for owner in owners]
-                    for place, proposal in self._drawn(logits, planned, ahead).items():
-                        tokens[place] = proposal.token_id
-                        drawn.setdefault(owners[place], []).append(proposal)
-                for owner, token in zip(owners, tokens, strict=True):
-                    drafts[owner].append(token)
+            owners = [rows.owners[place] for place in wanting]
+            ahead = [len(kept[owner]) + number for owner in owners]
+            tokens = self._proposed(states, [plan.sequences[owner] for owner in owners], ahead) if wanting else []
+            for owner, token in zip(owners, tokens, strict=True):
+                drafts[owner].append(token)
             if number + 1 < plan.num_draft_passes:
                 rows = further_rows(plan.sequences, rows, wanting, tokens, self._block_size)
                 states = self._run(states, batch, rows)
-        if self.memory is not None:
-            for owner, proposals in drawn.items():
-                mine = plan.sequences[owner]
-                self.memory.keep(mine.sequence_id, mine.output_index + len(kept[owner]), tuple(proposals))
         return [tuple(ids) for ids in drafts]
+
+    def _proposed(self, states: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]) -> list[int]:
+        """A draft for each sequence, `ahead` of its first output index, from its state [S, h]."""
+        logits = self._model.logits(states)
+        tokens = self._best(logits)
+        if self.memory is not None:
+            for place, proposal in self._drawn(logits, sequences, ahead).items():
+                tokens[place] = proposal.token_id
+                planned = sequences[place]
+                self.memory.keep(planned.sequence_id, planned.output_index + ahead[place], proposal)
+        return tokens
 
     def _drawn(
         self, logits: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]

@@ -12,7 +12,7 @@ from scheduler.plan import SequencePlan
 @dataclass(frozen=True, slots=True)
 class _Round:
     output_index: int  # of the first draft
-    proposals: tuple[Proposal, ...]
+    proposals: list[Proposal]
 
 
 class DraftMemory:
@@ -25,12 +25,16 @@ class DraftMemory:
         self._capacity = capacity
         self._rounds: OrderedDict[int, _Round] = OrderedDict()
 
-    def keep(self, sequence_id: int, output_index: int, proposals: tuple[Proposal, ...]) -> None:
-        """Remember drafts for a sequence, the first of them for this index of its output."""
+    def keep(self, sequence_id: int, output_index: int, proposal: Proposal) -> None:
+        """Remember a draft for this index of a sequence's output: the next of its round, or the first of another."""
+        known = self._rounds.get(sequence_id)
+        if known is not None and known.output_index + len(known.proposals) == output_index:
+            known.proposals.append(proposal)
+            return
         self._rounds.pop(sequence_id, None)
         if len(self._rounds) >= self._capacity:
             self._rounds.popitem(last=False)
-        self._rounds[sequence_id] = _Round(output_index, proposals)
+        self._rounds[sequence_id] = _Round(output_index, [proposal])
 
     def take(self, planned: SequencePlan) -> tuple[Proposal, ...]:
         """The proposals behind the drafts that a sequence verifies now; none where they are not remembered."""
@@ -38,5 +42,5 @@ class DraftMemory:
         drafts = planned.draft_ids
         if known is None or not drafts or known.output_index != planned.output_index:
             return ()
-        proposals = known.proposals[: len(drafts)]
+        proposals = tuple(known.proposals[: len(drafts)])
         return proposals if tuple(one.token_id for one in proposals) == drafts else ()

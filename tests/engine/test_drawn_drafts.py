@@ -156,13 +156,17 @@ def test_rounds_are_remembered_once_and_only_as_they_were() -> None:
         )
 
     memory = DraftMemory(2)
-    memory.keep(1, 2, (proposal, other))
+    memory.keep(1, 2, proposal)
+    memory.keep(1, 3, other)
     assert memory.take(planned(1, 7)) == (proposal,)
+    memory.keep(1, 2, proposal)
+    memory.keep(1, 3, other)
+    assert memory.take(planned(1, 7, 6)) == (proposal, other)
     assert memory.take(planned(1, 7)) == ()
     for wrong in (planned(1, 6), planned(1, 7, output_index=3), planned(1)):
-        memory.keep(1, 2, (proposal, other))
+        memory.keep(1, 2, proposal)
         assert memory.take(wrong) == ()
     for sequence_id in (1, 2, 3):
-        memory.keep(sequence_id, 2, (proposal,))
+        memory.keep(sequence_id, 2, proposal)
     assert memory.take(planned(1, 7)) == (), "more rounds than there is room for"
     assert memory.take(planned(3, 7)) == (proposal,)
