@@ -38,9 +38,5 @@ def sigmoid_group_topk(
     assert bias.shape == (num_experts,) and bias.dtype == torch.float32, f"bias is {bias.dtype} {list(bias.shape)}"
     assert num_experts % shape.num_expert_groups == 0, f"{num_experts} experts in {shape.num_expert_groups} groups"
     logits = linear(hidden.float(), weight)
-    if logits.is_cuda:
-        from kernels.gate import gpu  # Triton is imported where there is a device for it
-
-        return gpu.choose(logits, bias, shape)
     choose = reference.choose if weight.layout is Layout.PLAIN else cpu.choose
     return choose(logits, bias, shape)

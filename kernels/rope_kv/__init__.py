@@ -36,9 +36,5 @@ def qk_norm_rope_kv(
     assert qkv.dtype == kv.value.dtype, f"qkv is {qkv.dtype}, cache {kv.value.dtype}"
     assert all(w is None or w.dtype == qkv.dtype for w in (query_weight, key_weight)), "norm weights of another dtype"
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous(), f"cos_sin is {cos_sin.dtype}"
-    if qkv.is_cuda:
-        from kernels.rope_kv import gpu  # Triton is imported where there is a device for it
-
-        return gpu.qk_norm_rope_kv(qkv, query_weight, key_weight, cos_sin, positions, slots, kv, eps)
     run = reference.qk_norm_rope_kv if kv.is_plain else cpu.qk_norm_rope_kv
     return run(qkv, query_weight, key_weight, cos_sin, positions, slots, kv, eps)
