@@ -1,6 +1,6 @@
 """The gate of the reference shape and of the real router.
 
-python -m benchmarks.kernels.gate [--json]
+python -m benchmarks.kernels.gate [--json | --floor H20]
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ def case(num_rows: int, num_experts: int, hidden_size: int) -> Case:
     return Case(
         name=f"gate {num_rows} x {hidden_size} to {num_experts}",
         run=lambda: sigmoid_group_topk(hidden, packed, bias, SHAPE),
-        num_bytes=weight.nbytes,
+        num_bytes=weight.nbytes + hidden.nbytes + 8 * num_rows * SHAPE.top_k,
         num_flop=2 * num_rows * weight.numel(),
         rival=lambda: reference.choose(hidden @ weight.T, bias, SHAPE),
     )
 
 
+def cases() -> list[Case]:
+    """One row, a decode, a prefill."""
+    return [case(rows, *shape) for shape in ((64, 512), (256, 4096)) for rows in (1, 32, 2048)]
+
+
 if __name__ == "__main__":
-    report([case(rows, *shape) for shape in ((64, 512), (256, 4096)) for rows in (1, 32, 2048)])
+    report(cases)

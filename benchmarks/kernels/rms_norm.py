@@ -1,6 +1,6 @@
-"""RMSNorm with the residual, from one row to a prefill.
+"""RMSNorm with the residual, from one row to a prefill, to bf16 and to FP8.
 
-python -m benchmarks.kernels.rms_norm [--json]
+python -m benchmarks.kernels.rms_norm [--json | --floor H20]
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 
 from benchmarks.kernels.timing import Case, report
-from kernels.rms_norm import add_rms_norm, reference
+from kernels.quantise.formats import Scaling
+from kernels.rms_norm import add_rms_norm, reference, rms_norm_quantised
 
 
-def case(num_rows: int, width: int = 512) -> Case:
+def case(num_rows: int, width: int) -> Case:
     """One norm in bf16: two reads, two writes."""
     residual, x = (torch.zeros(num_rows, width, dtype=torch.bfloat16) for _ in range(2))
     weight = torch.ones(width, dtype=torch.bfloat16)
@@ -24,5 +25,26 @@ def case(num_rows: int, width: int = 512) -> Case:
     )
 
 
+def quantised_case(num_rows: int, width: int, scaling: Scaling) -> Case:
+    """Two reads and a write in bf16, a write in e4m3, and the scales."""
+    residual, x = (torch.zeros(num_rows, width, dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.ones(width, dtype=torch.bfloat16)
+    num_scales = num_rows * (width // 128 if scaling is Scaling.BLOCKS else 1)
+    return Case(
+        name=f"rms_norm_quantised {num_rows} x {width} {scaling.value}",
+        run=lambda: rms_norm_quantised(x, weight, 1e-6, scaling, residual),
+        num_bytes=3 * x.nbytes + x.numel() + 4 * num_scales,
+        num_flop=9 * x.numel(),
+        rival=lambda: reference.rms_norm_quantised(x, weight, 1e-6, scaling, residual),
+    )
+
+
+def cases() -> list[Case]:
+    """The reference shape's width and AntAngelMed's."""
+    plain = [case(num_rows, width) for width in (512, 4096) for num_rows in (1, 32, 2048)]
+    formats = (Scaling.BLOCKS, Scaling.CHANNELS)
+    return plain + [quantised_case(rows, 4096, scaling) for rows in (1, 32, 2048) for scaling in formats]
+
+
 if __name__ == "__main__":
-    report([case(num_rows) for num_rows in (1, 32, 2048)])
+    report(cases)

@@ -1,6 +1,6 @@
 """Drawing tokens: from the whole vocabulary, and among the likeliest as AntAngelMed recommends.
 
-python -m benchmarks.kernels.sample [--json]
+python -m benchmarks.kernels.sample [--json | --floor H20]
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ def case(name: str, num_rows: int, vocab_size: int, *, top_k: int, top_p: float)
     )
 
 
+def cases() -> list[Case]:
+    """The reference shape's vocabulary and AntAngelMed's."""
+    return [
+        case(name, num_rows, vocab_size, top_k=top_k, top_p=top_p)
+        for vocab_size in (16_384, 157_184)
+        for num_rows in (1, 32)
+        for name, top_k, top_p in (("all", 0, 1.0), ("top-20", 20, 0.95), ("nucleus", 0, 0.95))
+    ]
+
+
 if __name__ == "__main__":
-    report(
-        [
-            case(name, num_rows, vocab_size, top_k=top_k, top_p=top_p)
-            for vocab_size in (16_384, 157_184)
-            for num_rows in (1, 32)
-            for name, top_k, top_p in (("all", 0, 1.0), ("top-20", 20, 0.95), ("nucleus", 0, 0.95))
-        ]
-    )
+    report(cases)

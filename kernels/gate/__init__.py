@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels import native
 from kernels.gate import cpu, reference
 from kernels.linear import Layout, PackedWeight, linear
 
@@ -33,10 +34,19 @@ def sigmoid_group_topk(
     best first, and weights [T, K] fp32. A group's score is the sum of its two best biased scores. Ties go to the
     lower id. T = 0 is valid. fp32 throughout: bf16 scores change the chosen set. Source: model-spec §2.6.
     """
-    num_experts = weight.num_out
-    assert weight.dtype == torch.float32, f"the gate's weight is {weight.dtype}"
-    assert bias.shape == (num_experts,) and bias.dtype == torch.float32, f"bias is {bias.dtype} {list(bias.shape)}"
-    assert num_experts % shape.num_expert_groups == 0, f"{num_experts} experts in {shape.num_expert_groups} groups"
+    _check(hidden, weight, bias, shape)
+    if native.runs_triton(hidden):
+        from kernels.gate import triton_kernel  # Triton is imported where it runs
+
+        return triton_kernel.sigmoid_group_topk(hidden, weight.data, bias, shape)
     logits = linear(hidden.float(), weight)
     choose = reference.choose if weight.layout is Layout.PLAIN else cpu.choose
     return choose(logits, bias, shape)
+
+
+def _check(hidden: torch.Tensor, weight: PackedWeight, bias: torch.Tensor, shape: GateShape) -> None:
+    num_experts = weight.num_out
+    assert hidden.is_contiguous() and hidden.shape[1] == weight.num_in, f"hidden is {list(hidden.shape)}"
+    assert weight.dtype == torch.float32, f"the gate's weight is {weight.dtype}"
+    assert bias.shape == (num_experts,) and bias.dtype == torch.float32, f"bias is {bias.dtype} {list(bias.shape)}"
+    assert num_experts % shape.num_expert_groups == 0, f"{num_experts} experts in {shape.num_expert_groups} groups"

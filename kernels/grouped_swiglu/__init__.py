@@ -11,13 +11,17 @@ import torch
 
 from kernels import native
 from kernels.grouped_swiglu import cpu, reference
+from kernels.quantise.formats import Scaling
+
+Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of one expert: gate, up, down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedExperts:
     """The weights of E experts of hidden width H and inner width I.
 
-    In panels: `gate_up` and `down` are [E, bytes] uint8. Plain: `gate_up` is [E, 2, I, H], `down` is [E, H, I].
+    In panels: `gate_up` and `down` are [E, bytes] uint8. Plain: `gate_up` is [E, 2, I, H], `down` is [E, H, I], of
+    `dtype`, or e4m3 with fp32 `scales`: [E, 2, N, K] and [E, N, K] as `Scaling.weight_shape` says.
     """
 
     gate_up: torch.Tensor
@@ -25,13 +29,14 @@ class PackedExperts:
     num_experts: int
     hidden: int
     inner: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the rows
     is_plain: bool
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of memory."""
-        return self.gate_up.nbytes + self.down.nbytes
+        return self.gate_up.nbytes + self.down.nbytes + sum(scale.nbytes for scale in self.scales or ())
 
 
 def allocate_experts(
@@ -49,20 +54,53 @@ def allocate_experts(
     )
 
 
+def allocate_fp8_experts(
+    num_experts: int, hidden: int, inner: int, dtype: torch.dtype, scaling: Scaling, device: torch.device | None = None
+) -> PackedExperts:
+    """Room for FP8 experts that take rows of `dtype`, to be filled one by one."""
+    gate_up = torch.empty(num_experts, 2, inner, hidden, dtype=torch.float8_e4m3fn, device=device)
+    down = torch.empty(num_experts, hidden, inner, dtype=torch.float8_e4m3fn, device=device)
+    gate_up_scale = torch.empty(num_experts, 2, *scaling.weight_shape(inner, hidden), device=device)
+    down_scale = torch.empty(num_experts, *scaling.weight_shape(hidden, inner), device=device)
+    return PackedExperts(
+        gate_up=gate_up,
+        down=down,
+        num_experts=num_experts,
+        hidden=hidden,
+        inner=inner,
+        dtype=dtype,
+        is_plain=True,
+        scales=(gate_up_scale, down_scale),
+    )
+
+
 def fill_expert(experts: PackedExperts, index: int, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> None:
     """Write expert `index`: gate, up [I, H], down [H, I] of the experts' dtype."""
-    inner, hidden = experts.inner, experts.hidden
-    for name, tensor, shape in (
-        ("gate", gate, (inner, hidden)),
-        ("up", up, (inner, hidden)),
-        ("down", down, (hidden, inner)),
-    ):
-        assert tensor.shape == shape, f"{name} is {list(tensor.shape)}, not {list(shape)}"
-        assert tensor.dtype == experts.dtype, f"{name} is {tensor.dtype}, not {experts.dtype}"
+    assert experts.scales is None, "FP8 experts are filled with their scales: fill_fp8_expert"
+    _check_expert(experts, (gate, up, down), experts.dtype)
     if experts.is_plain:
         experts.gate_up[index, 0], experts.gate_up[index, 1], experts.down[index] = gate, up, down
     else:
         cpu.fill(experts.gate_up[index], experts.down[index], gate.contiguous(), up.contiguous(), down.contiguous())
+
+
+def fill_fp8_expert(experts: PackedExperts, index: int, weights: Weights, scales: Weights) -> None:
+    """Write expert `index`: gate, up [I, H], down [H, I] e4m3, and their scales in the experts' format."""
+    assert experts.scales is not None, "experts that are not FP8 have no scales: fill_expert"
+    _check_expert(experts, weights, torch.float8_e4m3fn)
+    experts.gate_up[index, 0], experts.gate_up[index, 1], experts.down[index] = weights
+    gate_up_scale, down_scale = experts.scales
+    for place, scale in zip((*gate_up_scale[index], down_scale[index]), scales, strict=True):
+        assert scale.shape == place.shape, f"scales are {list(scale.shape)}, not {list(place.shape)}"
+        place.copy_(scale)
+
+
+def _check_expert(experts: PackedExperts, weights: Weights, dtype: torch.dtype) -> None:
+    inner, hidden = experts.inner, experts.hidden
+    shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
+    for name, tensor, shape in zip(("gate", "up", "down"), weights, shapes, strict=True):
+        assert tensor.shape == shape, f"{name} is {list(tensor.shape)}, not {list(shape)}"
+        assert tensor.dtype == dtype, f"{name} is {tensor.dtype}, not {dtype}"
 
 
 def pack_experts(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> PackedExperts:
@@ -77,8 +115,10 @@ def pack_experts(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> Pa
 def grouped_swiglu(rows: torch.Tensor, counts: torch.Tensor, experts: PackedExperts) -> torch.Tensor:
     """down(silu(gate x) * up x) of each row's expert.
 
-    rows [R, H] of the experts' dtype, sorted by expert; counts [E] int32 on the CPU, summing to R. Returns [R, H].
-    Sums in fp32, the product rounded once to the dtype. Experts without rows are not read. R = 0 is valid.
+    rows [R, H] of the experts' dtype, sorted by expert; counts [E] int32 on the rows' device, R in sum at most: what
+    lies behind is not computed. Returns [R, H]. Sums in fp32, the product rounded once to the dtype. Experts without
+    rows are not read. R = 0 is valid.
+    What meets FP8 weights is quantised as their format says, the rows and the products of gate and up (model-spec §4).
     Source: model-spec §2.5, §2.6. Raises nothing; shapes are asserted.
     """
     assert rows.dim() == 2 and rows.shape[1] == experts.hidden, f"rows are {list(rows.shape)}, H is {experts.hidden}"
@@ -87,7 +127,13 @@ def grouped_swiglu(rows: torch.Tensor, counts: torch.Tensor, experts: PackedExpe
     assert counts.dtype == torch.int32 and counts.shape[0] == experts.num_experts, (
         f"counts are {counts.dtype} {len(counts)}"
     )
-    if experts.is_plain:
-        gate, up = experts.gate_up[:, 0], experts.gate_up[:, 1]
-        return reference.grouped_swiglu(rows, counts, gate, up, experts.down)
-    return cpu.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.inner)
+    if not experts.is_plain:
+        return cpu.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.inner)
+    if native.runs_triton(rows):
+        from kernels.grouped_swiglu import triton_kernel  # Triton is imported where it runs
+
+        return triton_kernel.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.scales)
+    gate, up = experts.gate_up[:, 0], experts.gate_up[:, 1]
+    if experts.scales is not None:
+        return reference.grouped_swiglu_fp8(rows, counts, experts.gate_up, experts.down, experts.scales)
+    return reference.grouped_swiglu(rows, counts, gate, up, experts.down)

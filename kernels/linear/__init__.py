@@ -1,6 +1,7 @@
 """Linear layers over weights laid out once for how they are read.
 
 Bytes: N * K weights once per call at few rows, which is what bounds a decode; FLOP: 2 * T * N * K.
+Panels are for the native kernels of the CPU. Triton reads weights as they are stored, FP8 ones with their scales.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import torch
 
 from kernels import native
 from kernels.linear import cpu, reference
+from kernels.quantise.formats import Scaling
 
 
 class Layout(enum.Enum):
     """How a weight lies in memory."""
 
     PLAIN = "plain"  # [N, K]
+    FP8 = "fp8"  # [N, K] e4m3, and its scales
     PANELS = "panels"  # groups of four panels of sixteen outputs, see kernels/native/gemm.h
 
 
@@ -28,8 +31,17 @@ class PackedWeight:
     data: torch.Tensor
     num_out: int
     num_in: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the rows that it multiplies
     layout: Layout
+    scale: torch.Tensor | None = None  # fp32, of Layout.FP8
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Rows:
+    """Rows [T, K] that are quantised already, in the format of the weight that they are for."""
+
+    values: torch.Tensor  # [T, K] e4m3
+    scales: torch.Tensor  # fp32, see `kernels.quantise`
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight:
@@ -44,12 +56,38 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
     return PackedWeight(data=data, num_out=num_out, num_in=num_in, dtype=weight.dtype, layout=layout)
 
 
-def linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """X [T, K] -> [T, N], both of the weight's dtype; sums in fp32, one order for every T in fp32.
+def reads_fp8(device: torch.device) -> bool:
+    """Whether the kernels of a device multiply FP8 weights as they are; others want them dequantised."""
+    return native.runs_triton(torch.empty(0, device=device))
 
-    T = 0 is valid. Raises nothing; shapes are asserted.
+
+def pack_fp8_weight(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> PackedWeight:
+    """Keep a weight [N, K] e4m3 with its scales, block-wise or per channel, for rows of `dtype`."""
+    assert weight.dim() == 2 and weight.dtype == torch.float8_e4m3fn, f"weight is {weight.dtype}, not FP8"
+    Scaling.of(weight, scale)
+    num_out, num_in = weight.shape
+    data, scale = weight.contiguous(), scale.float().contiguous()
+    return PackedWeight(data=data, num_out=num_out, num_in=num_in, dtype=dtype, layout=Layout.FP8, scale=scale)
+
+
+def linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """X [T, K] -> [T, N], both of the weight's dtype; sums in fp32, on the CPU in fp32 one order for every T.
+
+    Rows that meet an FP8 weight are quantised as its format says (model-spec §4). T = 0 is valid. Raises nothing;
+    shapes are asserted.
     """
     return _linear(x, weight, weight.dtype)
+
+
+def linear_of_fp8(rows: Fp8Rows, weight: PackedWeight) -> torch.Tensor:
+    """As `linear` of the rows that these were made from, for a weight of Layout.FP8: [T, N] of the weight's dtype."""
+    assert weight.scale is not None, f"FP8 rows for a weight of {weight.dtype}"
+    assert rows.values.shape[1] == weight.num_in, f"rows are {list(rows.values.shape)}, weight takes {weight.num_in}"
+    if native.runs_triton(rows.values):
+        from kernels.linear import triton_kernel
+
+        return triton_kernel.linear_fp8(rows.values, rows.scales, weight.data, weight.scale, weight.dtype)
+    return reference.linear_of_fp8(rows.values, rows.scales, weight.data, weight.scale, weight.dtype)
 
 
 def linear_fp32_out(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
@@ -61,6 +99,12 @@ def _linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> to
     assert x.dim() == 2 and x.shape[1] == weight.num_in, f"x is {list(x.shape)}, weight takes {weight.num_in}"
     assert x.dtype == weight.dtype, f"x is {x.dtype}, weight is {weight.dtype}"
     assert x.is_contiguous(), f"x has strides {x.stride()}"
-    if weight.layout is Layout.PLAIN:
+    if weight.layout is Layout.PANELS:
+        return cpu.linear(x, weight.data, weight.num_out, out_dtype)
+    if native.runs_triton(x):
+        from kernels.linear import triton_kernel  # Triton is imported where it runs
+
+        return triton_kernel.linear(x, weight.data, weight.scale, out_dtype)
+    if weight.scale is None:
         return reference.linear(x, weight.data, out_dtype)
-    return cpu.linear(x, weight.data, weight.num_out, out_dtype)
+    return reference.linear_fp8(x, weight.data, weight.scale, out_dtype)

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parent
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-pthread", "-shared", "-fPIC", "-std=gnu11")
-CHOICES = ("auto", "native", "torch")
+CHOICES = ("auto", "native", "torch", "triton")
 _BUILD_TIMEOUT_S = 300
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -40,6 +40,7 @@ class _State:
 
     choice: str = "auto"
     use_amx: bool = True
+    batch_invariant: bool = False
     is_decided: bool = False
     library: ctypes.CDLL | None = None
 
@@ -47,33 +48,73 @@ class _State:
 _state = _State()
 
 
-def use(choice: str, *, amx: bool = True, num_threads: int | None = None) -> None:
-    """Choose the kernels of this process: "native", "torch", or "auto", native where it can be built.
+def use(choice: str, *, amx: bool = True, num_threads: int | None = None, batch_invariant: bool = False) -> None:
+    """Choose the kernels of this process: "native", "torch", "triton", or "auto".
 
+    "auto" is Triton for tensors on a GPU, and native on the CPU where it can be built. "triton" sends tensors on the
+    CPU through Triton's interpreter, too, which is for tests: it runs some thousand times slower.
     `amx=False` does without the CPU's matrix tiles. `num_threads` (default: torch's number) is how many threads the
-    native kernels use; torch keeps its own. Raises BuildError for "native" where it cannot be built, and
-    ValueError for another word.
+    native kernels use; torch keeps its own.
+
+    `batch_invariant` promises the same bits of a row whatever runs beside it: tiles and splits are chosen by the shapes
+    of weights and by positions alone, and the CPU's matrix tiles stay off. See `demand_batch_invariance`, too.
+    Raises BuildError for "native" where it cannot be built, and ValueError for another word, and for "triton" where
+    neither a GPU nor the interpreter can run it.
     """
     if choice not in CHOICES:
         raise ValueError(f"kernels: {choice!r} is not one of {', '.join(CHOICES)}")
-    _state.choice, _state.use_amx = choice, amx
-    _state.library = None if choice == "torch" else _load(is_required=choice == "native")
+    if choice == "triton":
+        _demand_triton()
+    _state.choice, _state.use_amx, _state.batch_invariant = choice, amx and not batch_invariant, batch_invariant
+    _state.library = None if choice in ("torch", "triton") else _load(is_required=choice == "native")
     _state.is_decided = True
     if _state.library is not None:
-        _state.library.sigmoe_use_amx(int(amx))
+        _state.library.sigmoe_use_amx(int(_state.use_amx))
         _state.library.sigmoe_use_threads(num_threads or torch.get_num_threads())
 
 
 def library() -> ctypes.CDLL | None:
     """The native library, or None where the torch references run."""
     if not _state.is_decided:
-        use(_state.choice, amx=_state.use_amx)
+        use(_state.choice, amx=_state.use_amx, batch_invariant=_state.batch_invariant)
     return _state.library
 
 
+def runs_triton(tensor: torch.Tensor) -> bool:
+    """Whether the Triton kernels take this tensor: one on a GPU unless torch was chosen, any once Triton was."""
+    return _state.choice == "triton" or (tensor.is_cuda and _state.choice != "torch")
+
+
+def is_batch_invariant() -> bool:
+    """Whether the Triton kernels must choose nothing by how many rows or sequences there are."""
+    return _state.batch_invariant
+
+
+def demand_batch_invariance(device: torch.device) -> None:
+    """Raise ValueError where the kernels chosen for a device do not promise it: on the CPU the torch references."""
+    if library() is None and not runs_triton(torch.empty(0, device=device)):
+        raise ValueError(
+            "engine.batch_invariant: the torch kernels sum in an order that depends on the batch; it takes the native "
+            "kernels, which a C compiler builds, or a GPU"
+        )
+
+
+def _demand_triton() -> None:
+    if torch.cuda.is_available():
+        return
+    try:
+        import triton  # not at the top: it takes a second, and a process without a GPU has no use for it
+    except ImportError as error:
+        raise ValueError(f"kernels: 'triton' needs the package triton: {error}") from error
+    if not triton.knobs.runtime.interpret:
+        raise ValueError("kernels: 'triton' needs a CUDA device, or a process started with TRITON_INTERPRET=1")
+
+
 def backend() -> str:
-    """What runs, for people: "torch", or the instruction sets of the native library."""
+    """What runs on the CPU, for people: "torch", "triton", or the instruction sets of the native library."""
     native = library()
+    if _state.choice == "triton":
+        return "triton"
     if native is None:
         return "torch"
     native.sigmoe_backend.restype = ctypes.c_char_p

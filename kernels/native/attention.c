@@ -4,6 +4,9 @@
 // whatever the batch: scores = Q K^T by the GEMM micro-kernels, online softmax, sums += P V by the same kernels.
 // Positions past a sequence's context are read as zero, so that stale blocks cannot leak in. Chunks that a window hides
 // from a whole item are not walked; to a single row a hidden chunk adds nothing, bit by bit.
+// An FP8 cache becomes numbers of the rows' dtype, in which e4m3 is exact, on the way into the panels; the scales of its
+// heads go into the scores and into what comes out.
+#include "e4m3.h"
 #include "gemm.h"
 
 enum { CHUNK = 64, MAX_QUERIES = 64 };
@@ -13,7 +16,14 @@ typedef struct {
     int64_t window;  // positions that a row sees, its own included; at least its position + 1: all
     float scale;
     int dtype;
+    int is_fp8;  // the cache's numbers; queries are of `dtype`
 } attention_shape;
+
+typedef struct {
+    const char *key, *value;
+    const float *key_scale, *value_scale;  // of an FP8 cache, one a KV head
+    char numbers[E4M3_NUMBERS * 4];        // its numbers in the dtype of the queries
+} attention_cache;
 
 typedef struct {
     int64_t sequence, kv_head, first_row, rows;
@@ -91,6 +101,50 @@ static void gather_values(const attention_shape *s, const char *cache, const int
     }
 }
 
+INLINE void copy_number(void *to, int64_t at, const void *numbers, uint8_t which, int dtype) {
+    if (dtype == BF16)
+        ((bf16 *)to)[at] = ((const bf16 *)numbers)[which];
+    else
+        ((float *)to)[at] = ((const float *)numbers)[which];
+}
+
+INLINE const uint8_t *fp8_at(const attention_shape *s, const char *cache, const int32_t *table, int64_t g, int64_t position) {
+    const int64_t row = (table[position / s->block_size] * s->kv_heads + g) * s->block_size + position % s->block_size;
+    return (const uint8_t *)cache + row * s->dim;
+}
+
+// As gather_keys, out of an FP8 cache: [block][D].
+static void gather_fp8_keys(const attention_shape *s, const attention_cache *cache, const int32_t *table, int64_t g, int64_t start, int64_t count, char *panels) {
+    const int64_t bytes = panel_bytes(s->dim, s->dtype);
+    if (count < CHUNK) memset(panels, 0, (size_t)(4 * bytes));
+    for (int64_t i = 0; i < count; i++) {
+        const uint8_t *from = fp8_at(s, cache->key, table, g, start + i);
+        char *to = panels + (i / PANEL) * bytes;
+        const int64_t lane = i % PANEL;
+        if (s->dtype == BF16)
+            for (int64_t d = 0; d < s->dim; d++) copy_number(to, d / 2 * 32 + 2 * lane + (d & 1), cache->numbers, from[d], BF16);
+        else
+            for (int64_t d = 0; d < s->dim; d++) copy_number(to, d * PANEL + lane, cache->numbers, from[d], F32);
+    }
+}
+
+// As gather_values, out of an FP8 cache.
+static void gather_fp8_values(const attention_shape *s, const attention_cache *cache, const int32_t *table, int64_t g, int64_t start, int64_t count, char *panels) {
+    const int64_t bytes = panel_bytes(CHUNK, s->dtype);
+    if (count < CHUNK || s->dim % GROUP) memset(panels, 0, (size_t)(ceil_div(s->dim, GROUP) * 4 * bytes));
+    for (int64_t i = 0; i < count; i++) {
+        const uint8_t *from = fp8_at(s, cache->value, table, g, start + i);
+        for (int64_t d = 0; d < s->dim; d++) {
+            char *to = panels + (d / PANEL) * bytes;
+            const int64_t lane = d % PANEL;
+            if (s->dtype == BF16)
+                copy_number(to, i / 2 * 32 + 2 * lane + (i & 1), cache->numbers, from[d], BF16);
+            else
+                copy_number(to, i * PANEL + lane, cache->numbers, from[d], F32);
+        }
+    }
+}
+
 #ifdef HAS_AVX512
 INLINE __mmask16 first_lanes(int64_t count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1u);
@@ -140,11 +194,12 @@ static void multiply(const void *x, int64_t rows, int64_t k, const char *panels,
 }
 
 static void attend(
-    const attention_shape *s, const attention_item *item, const char *q, const char *key, const char *value,
-    const int32_t *table, int32_t context, const int32_t *positions, attention_scratch *m, char *out
+    const attention_shape *s, const attention_item *item, const char *q, const attention_cache *cache, const int32_t *table,
+    int32_t context, const int32_t *positions, attention_scratch *m, char *out
 ) {
     const int64_t per = s->heads / s->kv_heads, queries = item->rows * per, size = element_size(s->dtype);
     const int64_t width = ceil_div(s->dim, GROUP) * GROUP, groups = width / GROUP, head_bytes = s->dim * size;
+    const float scale = s->is_fp8 ? s->scale * cache->key_scale[item->kv_head] : s->scale;
     for (int64_t r = 0; r < item->rows; r++)
         memcpy(m->query + r * per * head_bytes, q + ((item->first_row + r) * s->heads + item->kv_head * per) * head_bytes, (size_t)(per * head_bytes));
     for (int64_t i = 0; i < queries; i++) m->largest[i] = -INFINITY, m->total[i] = 0.0f;
@@ -153,7 +208,10 @@ static void attend(
     const int64_t first = positions[item->first_row] + 1 - min64(positions[item->first_row] + 1, s->window);
     for (int64_t start = first / CHUNK * CHUNK; start <= last; start += CHUNK) {
         const int64_t count = min64(CHUNK, min64(last + 1, context) - start);
-        gather_keys(s, key, table, item->kv_head, start, count, m->keys);
+        if (s->is_fp8)
+            gather_fp8_keys(s, cache, table, item->kv_head, start, count, m->keys);
+        else
+            gather_keys(s, cache->key, table, item->kv_head, start, count, m->keys);
         multiply(m->query, queries, s->dim, m->keys, 1, s->dtype, m->scores);
         for (int64_t i = 0; i < queries; i++) {
             const int64_t seen = positions[item->first_row + i / per] - start + 1;
@@ -163,16 +221,19 @@ static void attend(
             if (visible <= hidden)
                 memset(p, 0, (size_t)(CHUNK * size));
             else
-                m->shrink[i] = soften(m->scores + i * CHUNK, hidden, visible, s->scale, &m->largest[i], &m->total[i], p, s->dtype);
+                m->shrink[i] = soften(m->scores + i * CHUNK, hidden, visible, scale, &m->largest[i], &m->total[i], p, s->dtype);
         }
-        gather_values(s, value, table, item->kv_head, start, count, m->values);
+        if (s->is_fp8)
+            gather_fp8_values(s, cache, table, item->kv_head, start, count, m->values);
+        else
+            gather_values(s, cache->value, table, item->kv_head, start, count, m->values);
         multiply(m->probabilities, queries, CHUNK, m->values, groups, s->dtype, m->partial);
         for (int64_t i = 0; i < queries; i++)
             for (int64_t d = 0; d < width; d++)
                 m->sums[i * width + d] = fmaf(m->sums[i * width + d], m->shrink[i], m->partial[i * width + d]);
     }
     for (int64_t i = 0; i < queries; i++) {
-        const float inverse = 1.0f / m->total[i];
+        const float inverse = s->is_fp8 ? cache->value_scale[item->kv_head] / m->total[i] : 1.0f / m->total[i];
         char *to = out + ((item->first_row + i / per) * s->heads + item->kv_head * per + i % per) * head_bytes;
         for (int64_t d = 0; d < s->dim; d++) store_float(to, d, m->sums[i * width + d] * inverse, s->dtype);
     }
@@ -182,7 +243,8 @@ typedef struct {
     attention_shape shape;
     const attention_item *items;
     int64_t num_items, scratch_bytes;
-    const char *q, *key, *value;
+    const char *q;
+    const attention_cache *cache;
     const int32_t *tables, *contexts, *positions;
     char *out, *scratch;
 } attention_job;
@@ -217,13 +279,16 @@ static void attention_task(void *context, int64_t task, int thread) {
     const attention_item *item = &job->items[job->num_items - 1 - task];
     attention_scratch m = scratch_at(&job->shape, job->scratch + thread * job->scratch_bytes);
     const int32_t *table = job->tables + item->sequence * job->shape.table_width;
-    attend(&job->shape, item, job->q, job->key, job->value, table, job->contexts[item->sequence], job->positions, &m, job->out);
+    attend(&job->shape, item, job->q, job->cache, table, job->contexts[item->sequence], job->positions, &m, job->out);
 }
 
 EXPORT void sigmoe_paged_attention(
-    const attention_shape *shape, const char *q, const char *key, const char *value, const int32_t *tables,
-    const int32_t *row_starts, const int32_t *contexts, const int32_t *positions, char *out
+    const attention_shape *shape, const char *q, const char *key, const char *value, const float *key_scale,
+    const float *value_scale, const int32_t *tables, const int32_t *row_starts, const int32_t *contexts,
+    const int32_t *positions, char *out
 ) {
+    attention_cache cache = {.key = key, .value = value, .key_scale = key_scale, .value_scale = value_scale};
+    if (shape->is_fp8) e4m3_numbers(cache.numbers, shape->dtype);
     const int64_t num_items = list_items(shape, row_starts, NULL), scratch_bytes = scratch_at(shape, NULL).end - (char *)NULL;
     int64_t work = 0;
     for (int64_t b = 0; b < shape->sequences; b++)
@@ -232,7 +297,7 @@ EXPORT void sigmoe_paged_attention(
     attention_item *items = malloc(sizeof(attention_item) * (size_t)(num_items + 1));
     list_items(shape, row_starts, items);
     char *scratch = aligned_alloc(64, (size_t)(threads * scratch_bytes));
-    attention_job job = {*shape, items, num_items, scratch_bytes, q, key, value, tables, contexts, positions, out, scratch};
+    attention_job job = {*shape, items, num_items, scratch_bytes, q, &cache, tables, contexts, positions, out, scratch};
     pool_run(num_items, threads, attention_task, &job);
     free(scratch);
     free(items);

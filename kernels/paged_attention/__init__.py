@@ -23,12 +23,21 @@ class KVLayer:
 
     Plain: both are [blocks, A_kv, block_size, D]. Otherwise the keys of a block lie as the native kernel reads
     them, sixteen positions side by side: [blocks, A_kv, D, block_size], in pairs of D for bf16.
+    An FP8 cache is plain everywhere; it means key * key_scale and value * value_scale, one scale a KV head.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     block_size: int
     is_plain: bool
+    key_scale: torch.Tensor | None = None  # [A_kv] fp32
+    value_scale: torch.Tensor | None = None  # [A_kv] fp32
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels of the CPU read it: what they laid out, and FP8 where there are any."""
+        is_plain_fp8 = self.key_scale is not None and self.value.device.type == "cpu"
+        return not self.is_plain or (is_plain_fp8 and native.library() is not None)
 
     @property
     def num_kv_heads(self) -> int:
@@ -49,12 +58,19 @@ def allocate_kv_layer(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> KVLayer:
-    """Room for `num_blocks` blocks; D is even."""
+    """Room for `num_blocks` blocks; D is even. The scales of an FP8 cache, `dtype` e4m3, are ones."""
     assert head_dim % 2 == 0, f"a head of {head_dim} channels, an even number is needed"
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
     key, value = (_zeros(shape, dtype, device or torch.device("cpu")) for _ in range(2))
-    is_plain = value.device.type != "cpu" or native.library() is None
-    return KVLayer(key=key, value=value, block_size=block_size, is_plain=is_plain)
+    is_fp8 = dtype == torch.float8_e4m3fn
+    return KVLayer(
+        key=key,
+        value=value,
+        block_size=block_size,
+        is_plain=is_fp8 or value.device.type != "cpu" or native.library() is None,
+        key_scale=torch.ones(num_kv_heads, device=value.device) if is_fp8 else None,
+        value_scale=torch.ones(num_kv_heads, device=value.device) if is_fp8 else None,
+    )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -74,20 +90,30 @@ def paged_attention(
     positions: torch.Tensor,
     scale: float,
     window: int = WHOLE_CONTEXT,
+    max_rows: int | None = None,
 ) -> torch.Tensor:
     """softmax(scale * Q K^T) V, the row at position p over positions (p - window, p] of its sequence.
 
     query [T, A, D]; block_tables [B, M], row_starts [B + 1], context_lens [B], positions [T], all int32. The rows of
-    a sequence are ascending in position. Returns [T, A * D] of the query's dtype; fp32 inside. T = 0 is valid.
-    The sums of a row run in one order whatever the batch, in fp32. Source: model-spec §2.4.
+    a sequence are ascending in position. Returns [T, A * D] of the query's dtype; sums are fp32. T = 0 is valid.
+    `max_rows`: no sequence has more, which the host may know better than from T and B; a sequence may then have none,
+    and a row that no sequence has comes out as anything.
+    The sums of a row run in one order whatever the batch, in fp32 on the CPU. Source: model-spec §2.4.
     """
     assert query.dim() == 3 and query.is_contiguous(), f"query is {list(query.shape)}, strides {query.stride()}"
     assert query.shape[2] == kv.head_dim, f"query heads of {query.shape[2]} channels, cache of {kv.head_dim}"
     assert query.shape[1] % kv.num_kv_heads == 0, f"{query.shape[1]} query heads over {kv.num_kv_heads} KV heads"
-    assert query.dtype == kv.value.dtype, f"query is {query.dtype}, cache {kv.value.dtype}"
+    assert kv.key_scale is not None or query.dtype == kv.value.dtype, f"query is {query.dtype}, cache {kv.value.dtype}"
     assert row_starts.shape[0] == context_lens.shape[0] + 1, (
         f"{len(row_starts)} row starts, {len(context_lens)} sequences"
     )
     assert window > 0, f"a window of {window} positions"
-    run = reference.paged_attention if kv.is_plain else cpu.paged_attention
+    if kv.is_plain and native.runs_triton(query):
+        from kernels.paged_attention import invariant, triton_kernel  # Triton is imported where it runs
+
+        batch = triton_kernel.Batch(block_tables, row_starts, context_lens, positions, max_rows)
+        if native.is_batch_invariant():
+            return invariant.paged_attention(query, kv, batch, scale, window)
+        return triton_kernel.paged_attention(query, kv, batch, scale, window)
+    run = cpu.paged_attention if kv.is_native else reference.paged_attention
     return run(query, kv, block_tables, row_starts, context_lens, positions, scale, window)

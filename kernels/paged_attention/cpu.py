@@ -22,11 +22,11 @@ class _Shape(ctypes.Structure):
         *((name, _INT64) for name in ("sequences", "heads", "kv_heads", "dim", "block_size", "table_width")),
         ("window", _INT64),
         ("scale", ctypes.c_float),
-        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("dtype", "is_fp8")),
     )
 
 
-_paged_attention = bind("sigmoe_paged_attention", ctypes.POINTER(_Shape), *[ctypes.c_void_p] * 8)
+_paged_attention = bind("sigmoe_paged_attention", ctypes.POINTER(_Shape), *[ctypes.c_void_p] * 10)
 
 
 def paged_attention(
@@ -44,11 +44,18 @@ def paged_attention(
     out = torch.empty(num_rows, num_heads * head_dim, dtype=query.dtype)
     shape = _Shape(
         *(context_lens.shape[0], num_heads, kv.num_kv_heads, head_dim, kv.block_size, block_tables.shape[1]),
-        *(window, scale, dtype_code(query.dtype)),
+        *(window, scale, dtype_code(query.dtype), kv.key_scale is not None),
     )
     _paged_attention(
         shape,
-        *(query.data_ptr(), kv.key.data_ptr(), kv.value.data_ptr(), block_tables.data_ptr()),
-        *(row_starts.data_ptr(), context_lens.data_ptr(), positions.data_ptr(), out.data_ptr()),
+        *(query.data_ptr(), kv.key.data_ptr(), kv.value.data_ptr()),
+        *(None if s is None else s.data_ptr() for s in (kv.key_scale, kv.value_scale)),
+        *(
+            block_tables.data_ptr(),
+            row_starts.data_ptr(),
+            context_lens.data_ptr(),
+            positions.data_ptr(),
+            out.data_ptr(),
+        ),
     )
     return out

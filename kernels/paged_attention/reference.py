@@ -28,8 +28,8 @@ def paged_attention(
         rows = slice(int(row_starts[sequence]), int(row_starts[sequence + 1]))
         table = block_tables[sequence, : -(-context // kv.block_size)].long()
         key, value = (
-            cache[table].transpose(1, 2).flatten(0, 1)[:context].float().repeat_interleave(heads_per_kv, 1)
-            for cache in (kv.key, kv.value)
+            _positions(cache[table].float(), scale_of)[:context].repeat_interleave(heads_per_kv, 1)
+            for cache, scale_of in ((kv.key, kv.key_scale), (kv.value, kv.value_scale))
         )
         scores = torch.einsum("tad,nad->atn", query[rows].float(), key) * scale
         distance = positions[rows, None] - torch.arange(context, device=query.device)
@@ -37,3 +37,9 @@ def paged_attention(
         weights = scores.masked_fill(is_hidden, float("-inf")).softmax(-1)
         out[rows] = torch.einsum("atn,nad->tad", weights, value).to(query.dtype)
     return out.flatten(1)
+
+
+def _positions(blocks: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Blocks [M, A_kv, block_size, D] in order, as [M * block_size, A_kv, D]."""
+    heads = blocks.transpose(1, 2).flatten(0, 1)
+    return heads if scale is None else heads * scale[:, None]

@@ -5,6 +5,8 @@ Bytes: T * K * H read and written each way; FLOP: 2 * T * K * H for the weighted
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from kernels import native
@@ -14,31 +16,48 @@ from kernels.permute import cpu, reference
 def expert_order(ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each copy of a row lies when all are sorted by expert, rows and slots in order within one expert.
 
-    ids [T, K] int32, each in [0, num_experts). Returns counts [E] int32 and source_rows [T, K] int32. T = 0 is valid.
+    ids [T, K] int32, each in [0, num_experts), or -1: a copy for nobody, which is not counted and gets the place -1.
+    Returns counts [E] int32 and source_rows [T, K] int32. T = 0 is valid.
     """
     assert ids.dtype == torch.int32 and ids.is_contiguous(), f"ids are {ids.dtype}, strides {ids.stride()}"
-    order = cpu.expert_order if _is_native(ids) else reference.expert_order
-    return order(ids, num_experts)
+    return _kernels(ids).expert_order(ids, num_experts)
 
 
 def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Copy row t of hidden [T, H] to each row source_rows[t, k] of the result [num_rows, H]; num_rows = T * K."""
+    """Copy row t of hidden [T, H] to each row source_rows[t, k] of the result [num_rows, H]; num_rows = T * K.
+
+    A place of -1 takes no copy; as many rows at the end of the result then hold anything.
+    """
     assert source_rows.numel() == num_rows, f"{source_rows.numel()} copies into {num_rows} rows"
     assert hidden.is_contiguous(), f"hidden has strides {hidden.stride()}"
-    gather = cpu.gather_rows if _is_native(hidden) else reference.gather_rows
-    return gather(hidden, source_rows)
+    return _kernels(hidden).gather_rows(hidden, source_rows)
 
 
 def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum over k of weights[t, k] * rows[source_rows[t, k]], in fp32, in the order of k, rounded once.
 
-    rows [R, H]; source_rows [T, K] int32; weights [T, K] fp32. Returns [T, H] of the rows' dtype. T = 0 is valid.
+    rows [R, H]; source_rows [T, K] int32, where -1 adds nothing; weights [T, K] fp32. Returns [T, H] of the rows'
+    dtype. T = 0 is valid.
     """
     assert rows.dim() == 2 and rows.is_contiguous(), f"rows are {list(rows.shape)}, strides {rows.stride()}"
     assert weights.dtype == torch.float32 and weights.shape == source_rows.shape, f"weights are {weights.dtype}"
-    combine = cpu.combine_rows if _is_native(rows) else reference.combine_rows
-    return combine(rows, source_rows, weights.contiguous())
+    return _kernels(rows).combine_rows(rows, source_rows, weights.contiguous())
 
 
-def _is_native(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and native.library() is not None
+class _Kernels(Protocol):
+    """What each implementation offers."""
+
+    def expert_order(self, ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def gather_rows(self, hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor: ...
+
+    def combine_rows(self, rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor: ...
+
+
+def _kernels(tensor: torch.Tensor) -> _Kernels:
+    """The implementation for a tensor."""
+    if native.runs_triton(tensor):
+        from kernels.permute import triton_kernel  # Triton is imported where it runs
+
+        return triton_kernel
+    return cpu if tensor.device.type == "cpu" and native.library() is not None else reference

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from kernels.quantise import reference as quantise
+from kernels.quantise.formats import Scaling
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See `kernels.rms_norm.rms_norm`."""
@@ -16,3 +19,11 @@ def add_rms_norm(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, 
     """See `kernels.rms_norm.add_rms_norm`."""
     residual += x
     return rms_norm(residual, weight, eps)
+
+
+def rms_norm_quantised(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, scaling: Scaling, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `kernels.rms_norm.rms_norm_quantised`."""
+    normed = rms_norm(x, weight, eps) if residual is None else add_rms_norm(residual, x, weight, eps)
+    return quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)

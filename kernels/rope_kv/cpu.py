@@ -18,11 +18,11 @@ class _Shape(ctypes.Structure):
     _fields_ = (
         *((name, _INT64) for name in ("rows", "heads", "kv_heads", "dim", "rotary", "block_size")),
         ("eps", ctypes.c_float),
-        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("dtype", "is_fp8")),
     )
 
 
-_qk_norm_rope_kv = bind("sigmoe_qk_norm_rope_kv", ctypes.POINTER(_Shape), *[ctypes.c_void_p] * 9)
+_qk_norm_rope_kv = bind("sigmoe_qk_norm_rope_kv", ctypes.POINTER(_Shape), *[ctypes.c_void_p] * 11)
 
 
 def qk_norm_rope_kv(
@@ -41,7 +41,7 @@ def qk_norm_rope_kv(
     query = torch.empty(num_rows, num_heads, head_dim, dtype=qkv.dtype)
     shape = _Shape(
         *(num_rows, num_heads, num_kv_heads, head_dim, cos_sin.shape[1], kv.block_size),
-        *(eps, dtype_code(qkv.dtype)),
+        *(eps, dtype_code(qkv.dtype), kv.key_scale is not None),
     )
     _qk_norm_rope_kv(
         shape,
@@ -50,6 +50,8 @@ def qk_norm_rope_kv(
             *(None if w is None else w.data_ptr() for w in (query_weight, key_weight)),
             cos_sin.data_ptr(),
         ),
-        *(positions.data_ptr(), slots.data_ptr(), kv.key.data_ptr(), kv.value.data_ptr(), query.data_ptr()),
+        *(positions.data_ptr(), slots.data_ptr(), kv.key.data_ptr(), kv.value.data_ptr()),
+        *(None if s is None else s.data_ptr() for s in (kv.key_scale, kv.value_scale)),
+        query.data_ptr(),
     )
     return query

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.paged_attention import KVLayer
+from kernels.quantise.formats import FP8_MAX
 from kernels.rms_norm.reference import rms_norm
 
 
@@ -24,13 +25,20 @@ def qk_norm_rope_kv(
     query, key, value = torch.split(heads, [num_heads, kv.num_kv_heads, kv.num_kv_heads], 1)
     angles = cos_sin[positions.long()]
     block, offset = slots.long() // kv.block_size, slots.long() % kv.block_size
-    kv.key[block, :, offset] = rotate(_normed(key, key_weight, eps), angles)
-    kv.value[block, :, offset] = value
+    kv.key[block, :, offset] = _stored(rotate(_normed(key, key_weight, eps), angles), kv.key_scale)
+    kv.value[block, :, offset] = _stored(value, kv.value_scale)
     return rotate(_normed(query, query_weight, eps), angles).contiguous()
 
 
 def _normed(heads: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     return heads if weight is None else rms_norm(heads, weight, eps)
+
+
+def _stored(heads: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Heads [T, A_kv, D] as the cache keeps them."""
+    if scale is None:
+        return heads
+    return (heads.float() / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def rotate(heads: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:

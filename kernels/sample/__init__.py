@@ -5,7 +5,7 @@ Bytes: a few reads of R * V fp32, from cache after the first; FLOP: about 30 * R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,9 +35,32 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
     """
     clamped = _clamped(logits, settings)
+    if native.runs_triton(logits):
+        from kernels.sample import triton_kernel  # Triton is imported where it runs
+
+        return triton_kernel.draw_tokens(logits, clamped)
     if logits.device.type != "cpu" or native.library() is None:
         return reference.draw_tokens(logits, clamped)
     return cpu.draw_tokens(logits, clamped)
+
+
+def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token id [R] int64 per row of logits [R, V] fp32, contiguous, and the highest logit of each row [R] fp32.
+
+    Temperature 0 takes the highest logit, ties to the lower id; with any other `draw_tokens` draws. Of a row whose
+    highest logit is not finite the id means nothing, but is one. The host need not know who draws. R = 0 is valid.
+    """
+    best, greedy = logits.max(dim=-1)
+    is_drawn = (settings.temperature > 0.0) & best.isfinite()
+    clamped = _clamped(logits, settings)
+    if native.runs_triton(logits):
+        from kernels.sample import triton_kernel
+
+        temperature = torch.where(is_drawn, clamped.temperature, 0.0)
+        drawn = triton_kernel.draw_tokens(logits, replace(clamped, temperature=temperature))
+    else:
+        drawn = draw_tokens(logits.masked_fill(~is_drawn[:, None], 0.0), settings)
+    return torch.where(is_drawn, drawn, greedy), best
 
 
 def draw_probabilities(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
@@ -54,6 +77,22 @@ def draw_from(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor
     A row's scale does not matter, but it must not be all 0. An id without mass is never drawn.
     """
     return reference.invert(probabilities, points)
+
+
+def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: torch.Tensor) -> torch.Tensor:
+    """How many drafts of each sequence were sampled, too, before the first that was not; returns [B] int32.
+
+    token_ids [S] int64 were drawn; draft_ids [S] int32 are what was guessed for their places. The rows of sequence b
+    are [row_starts[b], row_starts[b + 1]), int32, and its last row has no draft. B = 0 and sequences without rows are
+    valid. The host need not know the tokens.
+    """
+    assert draft_ids.dtype == torch.int32 and draft_ids.shape == token_ids.shape, f"drafts are {draft_ids.dtype}"
+    assert row_starts.dtype == torch.int32, f"row starts are {row_starts.dtype}"
+    if native.runs_triton(token_ids):
+        from kernels.sample import triton_kernel
+
+        return triton_kernel.accept_drafts(token_ids, draft_ids, row_starts)
+    return reference.accept_drafts(token_ids, draft_ids, row_starts)
 
 
 def _clamped(logits: torch.Tensor, settings: DrawSettings) -> DrawSettings:

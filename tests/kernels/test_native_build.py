@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from kernels import native
 from kernels.linear import Layout, pack_weight
@@ -63,8 +64,16 @@ def test_without_a_compiler_torch_runs_and_one_warning_says_so(
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="'cuda' is not one of auto, native, torch"):
+    with pytest.raises(ValueError, match="'cuda' is not one of auto, native, torch, triton"):
         native.use("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs here")
+def test_triton_is_refused_where_nothing_can_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="needs a CUDA device, or a process started with TRITON_INTERPRET=1"):
+        native.use("triton")
+    assert native.backend() != "triton"
 
 
 @pytest.mark.parametrize("target", ["x86-64", "skylake-avx512", "cooperlake", "sapphirerapids"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.permute import combine_rows, expert_order, gather_rows
+from kernels.permute import combine_rows, expert_order, gather_rows, reference
 
 
 def random_ids(draw: torch.Generator, num_rows: int, top_k: int, num_experts: int) -> torch.Tensor:
@@ -22,6 +23,22 @@ def test_order_is_a_stable_sort(num_rows: int, top_k: int, seed: int) -> None:
     assert counts.tolist() == torch.bincount(ids.flatten().long(), minlength=6).tolist()
     by_place = sorted(range(ids.numel()), key=lambda copy: int(places.flatten()[copy]))
     assert by_place == sorted(range(ids.numel()), key=lambda copy: (int(ids.flatten()[copy]), copy))
+
+
+@pytest.mark.parametrize("num_copies", [0, 1, 127, 128, 129, 300, 1031])
+@pytest.mark.parametrize("num_experts", [1, 6, 200])
+def test_order_is_a_stable_sort_at_every_length(
+    backend: str, draw: torch.Generator, num_copies: int, num_experts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways of Triton: all against all, and by blocks."""
+    ids = torch.randint(num_experts, (num_copies, 1), generator=draw).int()
+    expected = reference.expert_order(ids, num_experts)
+    for limit in (4096, 0) if backend == "triton" else (4096,):
+        if backend == "triton":
+            monkeypatch.setattr("kernels.permute.triton_kernel.MAX_COMPARED", limit)
+            monkeypatch.setattr("kernels.permute.triton_kernel.BLOCKS_AT_ONCE", 2)  # the longest has three
+        for found, truth in zip(expert_order(ids, num_experts), expected, strict=True):
+            assert found.dtype == torch.int32 and torch.equal(found, truth), f"limit {limit}"
 
 
 def test_combine_undoes_gather_at_unit_weights(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
@@ -50,3 +67,29 @@ def test_all_rows_on_one_expert_and_nan_stays(backend: str, dtype: torch.dtype) 
     hidden[4] = float("nan")
     is_nan = combine_rows(gather_rows(hidden, places, 30), places, torch.ones(30, 1)).isnan()
     assert is_nan[4].all() and int(is_nan.sum()) == 8
+
+
+@pytest.mark.parametrize("num_rows", [1, 33, 130])
+def test_copies_for_nobody_are_passed_over(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are somebody's lie as if the others were not there, and sum as if those were zero."""
+    ids = torch.randint(-1, 6, (num_rows, 4), generator=draw).int()
+    ids[0] = -1
+    is_somebodys = ids.flatten() >= 0
+    expected_counts, expected = reference.expert_order(ids.flatten()[is_somebodys][:, None], 6)
+    hidden = torch.randn(num_rows, 40, generator=draw).to(dtype)
+    weights = torch.rand(num_rows, 4, generator=draw)
+    for limit in (4096, 0) if backend == "triton" else (4096,):
+        if backend == "triton":
+            monkeypatch.setattr("kernels.permute.triton_kernel.MAX_COMPARED", limit)
+        counts, places = expert_order(ids, 6)
+        assert torch.equal(counts, expected_counts)
+        assert torch.equal(places.flatten()[is_somebodys], expected.flatten())
+        assert (places.flatten()[~is_somebodys] == -1).all()
+        rows = gather_rows(hidden, places, places.numel())
+        rows[int(counts.sum()) :] = float("nan")
+        out = combine_rows(rows, places, weights)
+        without = torch.where(ids < 0, 0.0, weights)
+        assert torch.equal(out, combine_rows(rows.nan_to_num(), places.clamp_min(0), without))
+        assert not out[0].any()

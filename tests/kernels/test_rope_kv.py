@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels.paged_attention import KVLayer, allocate_kv_layer
+from kernels.rope_kv import qk_norm_rope_kv
+
 from .paged_world import EPS, HEADS, KV_HEADS, make_world
 
 
@@ -72,3 +75,46 @@ def test_a_row_does_not_know_its_neighbours(backend: str, dtype: torch.dtype, dr
     whole = world.write(0, 0, 50)
     assert torch.equal(world.write(0, 7, 8), whole[7:8])
     assert torch.equal(world.write(0, 20, 43), whole[20:43])
+
+
+def keys_of(kv: KVLayer) -> torch.Tensor:
+    """[blocks, A_kv, block_size, D], also where they lie transposed, bf16 in pairs of channels."""
+    pair = 2 if kv.key.dtype == torch.bfloat16 else 1
+    shape = (*kv.key.shape[:2], kv.head_dim // pair, kv.block_size, pair)
+    return kv.key if kv.is_plain else kv.key.view(shape).transpose(2, 3).flatten(3)
+
+
+def test_an_fp8_cache_takes_heads_over_their_scales(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    """To the last bit what a cache of the rows' dtype holds, divided, saturated and rounded."""
+    world = make_world(draw, [13], 4, 32, dtype)
+    plain = allocate_kv_layer(5, 4, KV_HEADS, 32, dtype)
+    scales = (torch.tensor([0.01, 0.004]), torch.tensor([0.03, 0.001]))
+    fp8 = allocate_kv_layer(5, 4, KV_HEADS, 32, torch.float8_e4m3fn)
+    assert fp8.key_scale is not None and fp8.value_scale is not None
+    fp8.key_scale.copy_(scales[0]), fp8.value_scale.copy_(scales[1])
+    query = replace(world, kv=plain).write(0, 0, 13)
+    assert torch.equal(replace(world, kv=fp8).write(0, 0, 13), query)
+    for kept, scale, exact in ((fp8.key, scales[0], keys_of(plain)), (fp8.value, scales[1], plain.value)):
+        quotient = (exact.float() / scale[:, None, None]).clamp(-448, 448)
+        assert (quotient.abs() == 448).any() and torch.equal(kept.float(), quotient.to(torch.float8_e4m3fn).float())
+
+
+def test_every_fp8_number_is_kept_and_read(backend: str, dtype: torch.dtype) -> None:
+    """Each e4m3 number goes in and comes out; what lies between two, and past the last, goes where torch rounds it."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    numbers = torch.cat([numbers[numbers == numbers], torch.tensor([448.0, -448.0])])  # 256, without the two NaN
+    between = (numbers.sort().values[1:] + numbers.sort().values[:-1]) / 2
+    values = torch.cat([numbers, between, torch.tensor([-1e9])])[None].to(dtype).repeat(1, HEADS + 2 * KV_HEADS)
+    kv = allocate_kv_layer(1, 4, KV_HEADS, 512, torch.float8_e4m3fn)
+    cos_sin, zero = torch.zeros(1, 0), torch.zeros(1, dtype=torch.int32)
+    qk_norm_rope_kv(values.contiguous(), None, None, cos_sin, zero, zero, kv, EPS)
+    wanted = values[:, :512].float().clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    for kept in (kv.key, kv.value):
+        assert torch.equal(kept[0, :, 0].float(), wanted.expand(KV_HEADS, 512))
+
+
+def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype, draw: torch.Generator) -> None:
+    world = make_world(draw, [21], 4, 32, dtype)
+    world.qkv[0][5] = float("nan")
+    is_nan = world.write(0, 0, 21).isnan().flatten(1)
+    assert is_nan[5].all() and not is_nan[torch.arange(21) != 5].any()

@@ -1,0 +1,40 @@
+"""How large the tiles of the experts' products are. Pure, as kernels/linear/tiles.py, whose `Tile` it fills in."""
+
+from __future__ import annotations
+
+from kernels.linear.tiles import Tile, padded_rows, steps_in_flight
+from kernels.quantise.formats import Scaling
+
+
+def rows_per_tile(num_rows: int, num_experts: int, itemsize: int, scaling: Scaling) -> int:
+    """16, 32, 64 or 128: twice the mean of an expert, so that most experts' weights are read by one tile.
+
+    64 at most for fp32 and for block-wise FP8, whose kernel keeps two sums and a step's product: 128 would spill.
+    """
+    mean = -(-num_rows // max(num_experts, 1))
+    most = 64 if itemsize == 4 or scaling is Scaling.BLOCKS else 128
+    return min(padded_rows(2 * mean), padded_rows(num_rows), most)
+
+
+def gate_up_tile(block_rows: int, itemsize: int, scaling: Scaling) -> Tile:
+    """The tile of gate and up: two weights beside the rows. Block-wise it holds 128 outputs, a scale's worth."""
+    if itemsize == 4:
+        return Tile(block_rows=block_rows, block_out=64, block_in=32, num_warps=4, num_stages=2)
+    if scaling is Scaling.BLOCKS:
+        num_warps, num_stages = 8 if block_rows == 64 else 4, steps_in_flight(block_rows, 256, 128)
+        return Tile(block_rows=block_rows, block_out=128, block_in=128, num_warps=num_warps, num_stages=num_stages)
+    if block_rows <= 64:
+        num_stages = steps_in_flight(block_rows, 128, 128 * itemsize)
+        return Tile(block_rows=block_rows, block_out=64, block_in=128, num_warps=4, num_stages=num_stages)
+    return Tile(block_rows=block_rows, block_out=128, block_in=128 // itemsize, num_warps=8, num_stages=4)
+
+
+def down_tile(block_rows: int, itemsize: int) -> Tile:
+    """The tile of down: a short walk over I for many outputs."""
+    if itemsize == 4:
+        return Tile(block_rows=block_rows, block_out=64, block_in=32, num_warps=4, num_stages=3)
+    block_in = 128 // itemsize
+    if block_rows <= 64:
+        num_stages = steps_in_flight(block_rows, 128, 128)
+        return Tile(block_rows=block_rows, block_out=128, block_in=block_in, num_warps=4, num_stages=num_stages)
+    return Tile(block_rows=block_rows, block_out=128, block_in=block_in, num_warps=8, num_stages=4)

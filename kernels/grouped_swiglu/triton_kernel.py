@@ -1,0 +1,205 @@
+"""The experts on Hopper: gate, up, SwiGLU and its FP8 scales in one grouped kernel, down in a second.
+
+Bytes of a decode: 3 * H * I weights of each expert with rows (12.6 MB in FP8; 256 experts 3.2 GB, 0.81 ms at
+4.0 TB/s, H20 datasheet) beside R * (2 * H + 2 * I) elements of rows, under 1% of that at one row an expert.
+FLOP: 6 * R * H * I; a prefill of 128 rows an expert does 256 operations a byte of FP8 weights and is bound by wgmma.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import native
+from kernels.grouped_swiglu.tile_map import tile_map
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.linear.product import product
+from kernels.linear.tiles import INVARIANT_ROWS, Tile
+from kernels.quantise.formats import FP8_BLOCK, Scaling
+from kernels.quantise.groups import group_scales, in_units, peak_limits
+from kernels.quantise.triton_kernel import quantise
+
+
+@triton.jit
+def gate_up_kernel(
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    weight: tl.tensor,
+    weight_scale: tl.tensor,
+    inner: tl.tensor,
+    inner_scale: tl.tensor,
+    tiles: tl.tensor,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALING: tl.constexpr,
+    SMALLEST_PEAK: tl.constexpr,
+    LARGEST: tl.constexpr,
+    ROWS_LEFT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+) -> None:
+    """One tile of inner [R, INNER] = silu(gate x) * up x; weight [E, 2, INNER, HIDDEN], SCALES scales an expert.
+
+    SCALING "blocks": inner is e4m3, and the tile's 128 channels of a row get a scale in inner_scale [R, INNER / 128].
+    """
+    NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
+    tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
+    expert = tl.load(tile).to(tl.int64)
+    if expert < 0:
+        return
+    row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS)
+    end = tl.load(tile + 2)
+    rows = tl.minimum(row, end - 1).to(tl.int64)
+    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
+    gate, up = product(
+        x,
+        x_scale,
+        weight + expert * (2 * INNER * HIDDEN),
+        weight_scale + expert * SCALES,
+        rows,
+        first_out,
+        NUM_OUT=INNER,
+        NUM_IN=HIDDEN,
+        PAIR=True,
+        SCALING=SCALING,
+        ROWS_LEFT=ROWS_LEFT,
+        BLOCK_OUT=BLOCK_OUT,
+        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_IN=BLOCK_IN,
+    )
+    outs = first_out + tl.arange(0, BLOCK_OUT)
+    is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
+    swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
+    if SCALING == "blocks":
+        swiglu = tl.where(is_wanted, swiglu, 0.0)
+        scale = group_scales(swiglu, False, SMALLEST_PEAK, LARGEST)
+        tl.store(inner_scale + rows * ((INNER + 127) // 128) + first_out // 128, scale, mask=row < end)
+        result = in_units(swiglu, scale)
+    else:
+        result = swiglu.to(inner.dtype.element_ty)
+    tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
+
+
+@triton.jit
+def down_kernel(
+    inner: tl.tensor,
+    inner_scale: tl.tensor,
+    weight: tl.tensor,
+    weight_scale: tl.tensor,
+    out: tl.tensor,
+    tiles: tl.tensor,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALING: tl.constexpr,
+    ROWS_LEFT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+) -> None:
+    """One tile of out [R, HIDDEN] = down inner [R, INNER]; weight [E, HIDDEN, INNER], SCALES scales an expert."""
+    NUM_OUT_TILES: tl.constexpr = (HIDDEN + BLOCK_OUT - 1) // BLOCK_OUT
+    tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
+    expert = tl.load(tile).to(tl.int64)
+    if expert < 0:
+        return
+    row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS)
+    end = tl.load(tile + 2)
+    rows = tl.minimum(row, end - 1).to(tl.int64)
+    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
+    sums, _ = product(
+        inner,
+        inner_scale,
+        weight + expert * (HIDDEN * INNER),
+        weight_scale + expert * SCALES,
+        rows,
+        first_out,
+        NUM_OUT=HIDDEN,
+        NUM_IN=INNER,
+        PAIR=False,
+        SCALING=SCALING,
+        ROWS_LEFT=ROWS_LEFT,
+        BLOCK_OUT=BLOCK_OUT,
+        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_IN=BLOCK_IN,
+    )
+    outs = first_out + tl.arange(0, BLOCK_OUT)
+    is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
+    tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
+
+
+def grouped_swiglu(
+    rows: torch.Tensor,
+    counts: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Rows [R, H] sorted by expert -> [R, H] of the same dtype; gate_up [E, 2, I, H], down [E, H, I].
+
+    With `scales` of gate_up and of down the weights are e4m3, and rows are quantised on the way. Block-wise they are
+    [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1].
+    """
+    num_rows, (num_experts, _, inner_size, hidden) = rows.shape[0], gate_up.shape
+    if num_rows == 0:
+        return torch.empty_like(rows)
+    scaling = Scaling.NONE if scales is None else Scaling.of(down[0], scales[1][0])
+    block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
+    if native.is_batch_invariant():
+        block_rows = INVARIANT_ROWS
+    tiles = tile_map(counts, num_rows, block_rows)
+    gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
+    x, x_scale = _quantised(rows, scaling)
+    inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
+    inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
+    num_blocks = triton.cdiv(inner_size, FP8_BLOCK)
+    inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
+    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
+    gate_up_kernel[(len(tiles) * triton.cdiv(inner_size, tile.block_out),)](
+        *(x, x_scale, gate_up, gate_up_scales, inner, inner_scale, tiles),
+        **gate_up_constants(hidden, inner_size, scaling, tile),
+        **tile.options,
+    )
+    if scaling is Scaling.CHANNELS:
+        inner, inner_scale = quantise(inner, scaling)
+    out = torch.empty_like(rows)
+    tile = down_tile(block_rows, gate_up.itemsize)
+    down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+        *(inner, inner_scale, down, down_scales, out, tiles),
+        **down_constants(hidden, inner_size, scaling, tile),
+        **tile.options,
+    )
+    return out
+
+
+def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Tensor]:
+    """What gate and up read, and its scales, or any pointer where there are none."""
+    return (rows, rows) if scaling is Scaling.NONE else quantise(rows, scaling)
+
+
+def gate_up_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
+    """What `gate_up_kernel` is compiled with."""
+    return {
+        "HIDDEN": hidden,
+        "INNER": inner,
+        "SCALES": 2 * num_scales(inner, hidden, scaling),
+        "SCALING": scaling.value,
+        **peak_limits(Scaling.BLOCKS),
+        **tile.constants(),
+    }
+
+
+def down_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
+    """What `down_kernel` is compiled with."""
+    scales = num_scales(hidden, inner, scaling)
+    return {"HIDDEN": hidden, "INNER": inner, "SCALES": scales, "SCALING": scaling.value, **tile.constants()}
+
+
+def num_scales(num_out: int, num_in: int, scaling: Scaling) -> int:
+    """Scales of one weight."""
+    return 0 if scaling is Scaling.NONE else math.prod(scaling.weight_shape(num_out, num_in))

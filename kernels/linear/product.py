@@ -1,0 +1,128 @@
+"""The matrix product inside a tile, which every matrix kernel shares.
+
+A tile is summed in one of two ways. ROWS_LEFT: rows x outputs, for prefill, where a row's scale costs one register.
+Otherwise outputs x rows, for decode: the outputs fill the 64 lines that wgmma wants, and the few rows are its narrow
+side. Both operands lie along K, as FP8 demands.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _along_rows(values: tl.tensor, ROWS_LEFT: tl.constexpr) -> tl.tensor:
+    """A vector over rows, or over K beside weights, as an axis of the tile."""
+    if ROWS_LEFT:
+        return values[:, None]
+    else:
+        return values[None, :]
+
+
+@triton.jit
+def _along_outs(values: tl.tensor, ROWS_LEFT: tl.constexpr) -> tl.tensor:
+    """A vector over outputs, or over K beside rows, as the other axis of the tile."""
+    if ROWS_LEFT:
+        return values[None, :]
+    else:
+        return values[:, None]
+
+
+@triton.jit
+def _accumulate(
+    acc: tl.tensor,
+    x: tl.tensor,
+    weight: tl.tensor,
+    scale: tl.tensor,
+    SCALING: tl.constexpr,
+    ROWS_LEFT: tl.constexpr,
+) -> tl.tensor:
+    """Acc + x times weight over one step of K.
+
+    The tensor core's own sums of FP8 products keep some 14 bits, so it makes them over 128 channels at most.
+    """
+    left, right = (x, weight) if ROWS_LEFT else (weight, x)
+    if SCALING == "blocks":
+        return acc + tl.dot(left, right, max_num_imprecise_acc=128) * scale
+    elif SCALING == "channels":
+        return tl.dot(left, right, acc, max_num_imprecise_acc=128)
+    else:
+        return tl.dot(left, right, acc, input_precision="ieee")
+
+
+@triton.jit
+def _load(at: tl.tensor, k: tl.tensor, NUM_IN: tl.constexpr, BLOCK_IN: tl.constexpr) -> tl.tensor:
+    """A tile at pointers whose channels are `k`; channels past NUM_IN read as zero."""
+    if NUM_IN % BLOCK_IN == 0:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=k < NUM_IN, other=0.0)
+
+
+@triton.jit
+def product(
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    weight: tl.tensor,
+    weight_scale: tl.tensor,
+    rows: tl.tensor,
+    first_out: tl.tensor,
+    NUM_OUT: tl.constexpr,
+    NUM_IN: tl.constexpr,
+    PAIR: tl.constexpr,
+    SCALING: tl.constexpr,
+    ROWS_LEFT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Outputs [first_out, first_out + BLOCK_OUT) of x [., NUM_IN] at `rows`, fp32 [BLOCK_ROWS, BLOCK_OUT].
+
+    weight [NUM_OUT, NUM_IN]; with PAIR a second weight follows it, and its tile is the second result.
+    SCALING "blocks": x_scale [., NUM_IN / 128], weight_scale [NUM_OUT / 128, NUM_IN / 128] of each weight; "channels":
+    x_scale [.], weight_scale [NUM_OUT]; "none". `rows` int64 must exist; outputs past NUM_OUT are garbage.
+    """
+    NUM_SCALES: tl.constexpr = (NUM_IN + 127) // 128
+    SECOND: tl.constexpr = NUM_OUT * NUM_IN
+    SECOND_SCALE: tl.constexpr = (NUM_OUT + 127) // 128 * NUM_SCALES if SCALING == "blocks" else NUM_OUT
+    k = tl.arange(0, BLOCK_IN)
+    outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
+    x_at = x + _along_rows(rows, ROWS_LEFT) * NUM_IN + _along_outs(k, ROWS_LEFT)
+    weight_at = weight + _along_outs(outs, ROWS_LEFT) * NUM_IN + _along_rows(k, ROWS_LEFT)
+    if ROWS_LEFT:
+        first = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
+    else:
+        first = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
+    second = first
+    row_scale = tl.zeros((BLOCK_ROWS,), tl.float32)
+    block_scale, second_scale = 0.0, 0.0
+    x_scale_at = x_scale + rows * NUM_SCALES
+    weight_scale_at = weight_scale + (first_out // 128) * NUM_SCALES
+    if SCALING == "blocks":
+        row_scale, block_scale = tl.load(x_scale_at), tl.load(weight_scale_at)
+        if PAIR:
+            second_scale = tl.load(weight_scale_at + SECOND_SCALE)
+    for step in range(0, tl.cdiv(NUM_IN, BLOCK_IN)):
+        start = step * BLOCK_IN
+        x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        row_scales = _along_rows(row_scale, ROWS_LEFT)
+        first = _accumulate(first, x_tile, weight_tile, row_scales * block_scale, SCALING, ROWS_LEFT)
+        if PAIR:
+            weight_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+            second = _accumulate(second, x_tile, weight_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
+        if SCALING == "blocks":  # one step ahead, so that no product waits for its scales
+            block = tl.minimum(step + 1, NUM_SCALES - 1)
+            row_scale, block_scale = tl.load(x_scale_at + block), tl.load(weight_scale_at + block)
+            if PAIR:
+                second_scale = tl.load(weight_scale_at + SECOND_SCALE + block)
+    if SCALING == "channels":
+        row_scales = _along_rows(tl.load(x_scale + rows), ROWS_LEFT)
+        first = first * (row_scales * _along_outs(tl.load(weight_scale + outs), ROWS_LEFT))
+        if PAIR:
+            second = second * (row_scales * _along_outs(tl.load(weight_scale + NUM_OUT + outs), ROWS_LEFT))
+    if ROWS_LEFT:
+        return first, second
+    else:
+        return tl.trans(first), tl.trans(second)

@@ -1,0 +1,147 @@
+"""Attention whose sums follow from a row's position alone: tiles of one size, splits at the same places for all.
+
+Decodes, verifies and chunks are cut alike, into BLOCK_ROWS rows of a sequence and SPLIT positions of its context, so
+the row that a chunk computes has the bits of the one that a decode computes. What a row must not see adds nothing to
+its sums, bit by bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.paged_attention.chunk_kernel import find_rows
+from kernels.paged_attention.split_kernel import split_sums
+
+
+@triton.jit
+def tile_split_kernel(
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    key_scale: tl.tensor,
+    value_scale: tl.tensor,
+    block_tables: tl.tensor,
+    row_starts: tl.tensor,
+    positions: tl.tensor,
+    partial: tl.tensor,
+    partial_log: tl.tensor,
+    scale: tl.tensor,
+    window: tl.tensor,
+    table_width: tl.tensor,
+    num_sequences: tl.tensor,
+    first_tile: tl.tensor,
+    splits: tl.tensor,
+    GROUP: tl.constexpr,
+    GROUP_POW2: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    FP8: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+) -> None:
+    """One split of one tile of rows and one KV head.
+
+    partial [tiles, BLOCK_ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
+    [tiles, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. Splits that lie
+    past the tile's rows are not written.
+    """
+    COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence, first = find_rows(first_tile + tile, row_starts, num_sequences, 0, BLOCK_ROWS)
+    if sequence < 0:
+        return
+    first_row = tl.load(row_starts + sequence) + first
+    num_rows = tl.minimum(tl.load(row_starts + sequence + 1) - first_row, BLOCK_ROWS)
+    newest = tl.load(positions + first_row + num_rows - 1)
+    if split * SPLIT > newest:
+        return
+    column = tl.arange(0, COLUMNS)
+    row, group_head = column // GROUP_POW2, column % GROUP_POW2
+    exists = (row < num_rows) & (group_head < GROUP)
+    head = kv_head * GROUP + group_head
+    channel = tl.arange(0, DIM_POW2)[:, None]
+    at = (first_row + row).to(tl.int64) * (KV_HEADS * GROUP) + head
+    queries = tl.load(query + at[None, :] * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0)
+    own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
+    if FP8:  # e4m3 is exact in fp16, not the other way round
+        queries = queries.to(tl.float16)
+        scale = scale * tl.load(key_scale + kv_head)
+    oldest = tl.min(tl.where(row < num_rows, own, 2147483647), 0) - window + 1
+    start = tl.maximum(split * SPLIT, tl.maximum(oldest, 0) // BLOCK_KV * BLOCK_KV)
+    stop = tl.minimum(split * SPLIT + SPLIT, newest + 1)
+    best, total, mean = split_sums(
+        queries,
+        own,
+        key,
+        value,
+        block_tables + sequence.to(tl.int64) * table_width,
+        kv_head,
+        start,
+        stop,
+        scale * 1.4426950408889634,  # powers of two are what the hardware has
+        window,
+        KV_HEADS=KV_HEADS,
+        DIM=DIM,
+        DIM_POW2=DIM_POW2,
+        BLOCK_SIZE=BLOCK_SIZE,
+        BLOCK_KV=BLOCK_KV,
+    )
+    if FP8:
+        mean = mean * tl.load(value_scale + kv_head)
+    place = ((tile * BLOCK_ROWS + row).to(tl.int64) * (KV_HEADS * GROUP) + head) * splits + split
+    some = tl.where(total == 0.0, 1.0, total)
+    tl.store(partial + place[None, :] * DIM + channel, mean / some[None, :], mask=exists[None, :] & (channel < DIM))
+    tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
+
+
+@triton.jit
+def merge_tiles_kernel(
+    partial: tl.tensor,
+    partial_log: tl.tensor,
+    row_starts: tl.tensor,
+    positions: tl.tensor,
+    out: tl.tensor,
+    num_sequences: tl.tensor,
+    first_tile: tl.tensor,
+    splits: tl.tensor,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    SPLIT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """One head of one row of out [T, HEADS, DIM]: the mean of its splits' means, AT_ONCE of them after AT_ONCE."""
+    tile, row = tl.program_id(0) // BLOCK_ROWS, tl.program_id(0) % BLOCK_ROWS
+    head = tl.program_id(1)
+    sequence, first = find_rows(first_tile + tile, row_starts, num_sequences, 0, BLOCK_ROWS)
+    if sequence < 0:
+        return
+    at = tl.load(row_starts + sequence) + first + row
+    if at >= tl.load(row_starts + sequence + 1):
+        return
+    used = tl.load(positions + at) // SPLIT + 1
+    channel = tl.arange(0, DIM_POW2)
+    first_place = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits
+    best = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    mean = tl.zeros((DIM_POW2,), tl.float32)
+    for start in range(0, used, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        place = first_place + split
+        log = tl.load(partial_log + place, mask=split < used, other=float("-inf"))
+        is_seen = (log != float("-inf"))[:, None] & (channel < DIM)[None, :]
+        means = tl.load(partial + place[:, None] * DIM + channel[None, :], mask=is_seen, other=0.0)
+        new_best = tl.maximum(best, tl.max(log, 0))
+        base = tl.where(new_best == float("-inf"), 0.0, new_best)  # a window may hide the first splits
+        weights = tl.exp2(log - base)
+        shrink = tl.exp2(best - base)
+        total = total * shrink + tl.sum(weights, 0)
+        mean = mean * shrink + tl.sum(weights[:, None] * means, 0)
+        best = new_best
+    store_at = out + (at.to(tl.int64) * HEADS + head) * DIM + channel
+    tl.store(store_at, (mean / total).to(out.dtype.element_ty), mask=channel < DIM)

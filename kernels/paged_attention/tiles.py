@@ -1,0 +1,86 @@
+"""How attention is cut into programs. Pure, so that it can be tested and every choice compiled in advance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.launch import launch_options
+
+MAX_VERIFY_ROWS = 8  # a sequence with more rows than this is a chunk
+MAX_SPLITS = 32  # of a context: with four KV heads 128 programs for one sequence; an H20 has 78 multiprocessors
+SCRATCH_BYTES = 256 * 2**20  # of the splits' sums; 32 sequences of one row and 32 heads of 128 take 16.9 MB
+SMALLEST_SPLIT = 256  # positions of one program: four steps of 64
+INVARIANT_ROWS = 4  # of every tile of batch-invariant attention: a verification's; with eight heads each 32 columns
+INVARIANT_SPLIT = 512  # positions of its splits: smaller ones make more sums to write, larger ones idle processors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionTile:
+    """A program's rows times heads, and the positions that it takes at a step."""
+
+    block_rows: int  # rows
+    block_kv: int  # positions
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """How a kernel is launched."""
+        return launch_options(self.num_warps, self.num_stages)
+
+
+def most_rows(num_rows: int, num_sequences: int) -> int:
+    """The most rows that one of B sequences may have where each has one: T - B + 1."""
+    return max(1, num_rows - num_sequences + 1)
+
+
+def verify_rows(most: int) -> int:
+    """The most rows that a sequence of at most MAX_VERIFY_ROWS may have, as a power of two, where none has more."""
+    return 1 << (min(MAX_VERIFY_ROWS, most) - 1).bit_length()
+
+
+def has_chunks(most: int) -> bool:
+    """Whether some sequence may have more than MAX_VERIFY_ROWS rows."""
+    return most > MAX_VERIFY_ROWS
+
+
+def most_splits(num_sums: int, head_dim: int) -> int:
+    """Into how many splits a context may be cut, a power of two: all MAX_SPLITS while the scratch memory is small.
+
+    `num_sums`: sequences times rows times heads, each of which has a sum of `head_dim` values in every split.
+    """
+    fitting = max(1, SCRATCH_BYTES // (max(num_sums, 1) * (head_dim + 1) * 4))
+    return min(MAX_SPLITS, 1 << (fitting.bit_length() - 1))
+
+
+def tiles_at_once(num_sums: int, head_dim: int) -> int:
+    """Tiles of `num_sums` rows times heads times splits that the scratch memory holds; one always."""
+    return max(1, SCRATCH_BYTES // (num_sums * (head_dim + 1) * 4))
+
+
+def num_splits(max_context: int, most: int) -> int:
+    """Programs that share the longest context."""
+    return min(most, max(1, -(-max_context // SMALLEST_SPLIT)))
+
+
+def split_tile(rows: int, group: int, itemsize: int) -> AttentionTile:
+    """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
+
+    Positions fill the 64 lines of wgmma, rows times heads are its narrow side.
+    """
+    if itemsize == 4:  # no tensor cores: small enough not to spill
+        return AttentionTile(block_rows=rows, block_kv=32, num_warps=4, num_stages=2)
+    num_warps = 8 if rows * group > 32 else 4
+    return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
+
+
+def chunk_tile(group: int, itemsize: int) -> AttentionTile:
+    """The tile of a prefill chunk: 128 rows times heads, so that the heads of a group share what is read.
+
+    64 positions a step: 128 would spill.
+    """
+    lines = 32 if itemsize == 4 else 128
+    rows = max(1, lines // (1 << (group - 1).bit_length()))
+    if itemsize == 4:
+        return AttentionTile(block_rows=rows, block_kv=32, num_warps=4, num_stages=2)
+    return AttentionTile(block_rows=rows, block_kv=64, num_warps=8, num_stages=3)

@@ -1,0 +1,96 @@
+"""How matrix products and attention are cut into tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.linear.tiles import linear_tile
+from kernels.paged_attention.tiles import (
+    MAX_VERIFY_ROWS,
+    chunk_tile,
+    has_chunks,
+    most_rows,
+    most_splits,
+    num_splits,
+    split_tile,
+    verify_rows,
+)
+from kernels.quantise.formats import Scaling
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "tile"),
+    [(1, (16, 64)), (16, (16, 64)), (17, (32, 64)), (64, (64, 64)), (65, (128, 64)), (512, (128, 128))],
+)
+def test_more_rows_choose_larger_tiles(num_rows: int, tile: tuple[int, int]) -> None:
+    chosen = linear_tile(num_rows, 5120, 1)
+    assert (chosen.block_rows, chosen.block_out) == tile
+    assert chosen.rows_left == (num_rows > 32)
+
+
+def test_a_wide_head_has_wide_tiles_in_decode() -> None:
+    assert linear_tile(1, 157184, 2).block_out == 128 and linear_tile(1, 4096, 2).block_out == 64
+
+
+def test_tiles_hold_twice_the_mean_of_an_expert() -> None:
+    rows = [rows_per_tile(mean * 256, 256, 2, Scaling.NONE) for mean in (1, 8, 9, 16, 32, 64, 500)]
+    assert rows == [16, 16, 32, 32, 64, 128, 128]
+    assert rows_per_tile(8, 256, 1, Scaling.CHANNELS) == 16
+    assert rows_per_tile(500 * 256, 256, 1, Scaling.BLOCKS) == 64
+
+
+@given(
+    num_rows=st.integers(1, 1 << 17),
+    num_experts=st.integers(1, 256),
+    case=st.sampled_from([(2, Scaling.NONE), (1, Scaling.BLOCKS), (1, Scaling.CHANNELS), (4, Scaling.NONE)]),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_tile_fits_and_keeps_to_its_scales(num_rows: int, num_experts: int, case: tuple[int, Scaling]) -> None:
+    itemsize, scaling = case
+    rows = rows_per_tile(num_rows, num_experts, itemsize, scaling)
+    pair, down = gate_up_tile(rows, itemsize, scaling), down_tile(rows, itemsize)
+    for tile, num_weights in ((linear_tile(num_rows, 4096, itemsize), 1), (down, 1), (pair, 2)):
+        stage = (tile.block_rows + num_weights * tile.block_out) * tile.block_in * itemsize
+        assert tile.num_stages * stage <= 227 * 1024
+        if scaling is Scaling.BLOCKS:  # a step is one block of K, and a tile lies within one of N
+            assert tile.block_in == 128 and 128 % tile.block_out == 0
+    assert pair.block_rows == down.block_rows == rows
+    assert scaling is not Scaling.BLOCKS or pair.block_out == 128
+
+
+@given(counts=st.lists(st.integers(0, 70), min_size=1, max_size=9), block_rows=st.sampled_from([16, 32]))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_map_covers_every_row_once(triton_backend: str, counts: list[int], block_rows: int) -> None:
+    num_rows = sum(counts)
+    seen: list[int] = []
+    tiles = tile_map(torch.tensor(counts, dtype=torch.int32), num_rows, block_rows).tolist()
+    assert len(tiles) == max_tiles(num_rows, len(counts), block_rows)
+    for expert, first, end in tiles:
+        if expert >= 0:
+            assert end == sum(counts[: expert + 1]) and first >= sum(counts[:expert])
+            seen += range(first, min(first + block_rows, end))
+    assert sorted(seen) == list(range(num_rows))
+
+
+@given(rows=st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_every_sequence_is_few_rows_or_a_chunk(rows: list[int]) -> None:
+    most = verify_rows(most_rows(sum(rows), len(rows)))
+    assert most & (most - 1) == 0 and most <= MAX_VERIFY_ROWS
+    if has_chunks(most_rows(sum(rows), len(rows))):
+        assert most == MAX_VERIFY_ROWS  # what has more is a chunk
+    else:
+        assert max(rows) <= most
+
+
+def test_attention_is_cut_by_the_context_and_the_group() -> None:
+    assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
+    assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
+    assert [num_splits(context, 32) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
+    assert most_splits(32 * 1 * 32, 128) == 32 and most_splits(256 * 8 * 32, 128) == 4
+    assert split_tile(8, 8, 2).num_warps == 8 and split_tile(4, 8, 2).num_warps == 4
+    assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
