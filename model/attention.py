@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.linear import Fp8Rows
 from kernels.paged_attention import KVLayer, paged_attention
 from kernels.rope_kv import qk_norm_rope_kv
 from model.batch import Batch
@@ -24,7 +25,7 @@ class Attention:
     scale: float  # 1 / sqrt(D)
     eps: float
 
-    def __call__(self, hidden: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor | Fp8Rows, batch: Batch, kv: KVLayer) -> torch.Tensor:
         """Attend from hidden [T, H] and return [T, H]; the rows' keys and values are written into `kv` first."""
         query = qk_norm_rope_kv(
             self.query_key_value(hidden),
@@ -36,7 +37,6 @@ class Attention:
             kv,
             self.eps,
         )
-        attended = paged_attention(
-            query, kv, batch.block_tables, batch.row_starts, batch.context_lens, batch.positions, self.scale
-        )
+        where = (batch.block_tables, batch.row_starts, batch.context_lens, batch.positions)
+        attended = paged_attention(query, kv, *where, self.scale, max_rows=batch.max_rows)
         return self.dense(attended)

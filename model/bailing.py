@@ -41,13 +41,12 @@ class BailingModel:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """States after the final norm [T, H], and the captured ones [T, C * H]."""
         residual = self.embedding.index_select(0, batch.token_ids)
-        normed = self.layers[0].input_norm(residual)
+        normed = self.layers[0].enter(residual)
         captured = []
         for index, layer in enumerate(self.layers):
             if index in capture_layers:
                 captured.append(residual.clone())
             out = layer(normed, residual, batch, kv.layers[index])
-            is_last = index + 1 == len(self.layers)
-            next_norm = self.final_norm if is_last else self.layers[index + 1].input_norm
-            normed = next_norm.after_add(residual, out)
-        return normed, torch.cat(captured, dim=1) if captured else None
+            if index + 1 < len(self.layers):
+                normed = self.layers[index + 1].enter(out, residual)
+        return self.final_norm.after_add(residual, out), torch.cat(captured, dim=1) if captured else None

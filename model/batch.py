@@ -22,6 +22,9 @@ class Batch:
     context_lens: torch.Tensor  # [B]
     block_tables: torch.Tensor  # [B, max blocks], padded with 0
     logit_rows: torch.Tensor  # [S] int64, rows whose logits are wanted, ascending
+    # Of a batch with fixed shapes, the same on all ranks of a group, in which sequences may have no rows:
+    is_live: torch.Tensor | None = None  # [T] bool: the row is no padding; experts compute nothing for the others
+    max_rows: int | None = None  # no sequence has more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""From a checkpoint folder to a model: only what this rank holds is read, each weight packed as soon as it is read."""
+"""From a checkpoint folder to a model: only what this rank holds is read, each weight packed as soon as it is there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ import torch
 from experts.layout import ExpertShape
 from experts.shard import ExpertShard
 from kernels.gate import GateShape
-from kernels.linear import pack_weight
+from kernels.linear import pack_weight, reads_fp8
+from kernels.quantise.formats import Scaling
 from model.attention import Attention
 from model.bailing import BailingModel
 from model.config import ModelConfig
@@ -21,9 +23,12 @@ from model.layer import DecoderLayer
 from model.linear import Linear
 from model.moe import DenseFfn, MoeLayer
 from model.norm import RmsNorm
+from model.quantization import BlockFp8
+from model.read_ahead import ReadAhead, landing_for, plan_for
 from model.rope import cos_sin_table
 from model.safetensors_files import SafetensorsFiles
-from model.tensor_check import check_tensors, scale_name
+from model.tensor_check import needed_tensors, parts_of
+from model.weight_source import WeightSource
 from router.dispatch import Dispatcher
 from router.gate import Gate
 from router.placement import Placement
@@ -58,54 +63,68 @@ def load_model(
     if target.placement.num_experts != config.num_experts:
         raise ValueError(f"placement of {target.placement.num_experts} experts, the model has {config.num_experts}")
     with SafetensorsFiles(path) as files:
-        weights = WeightReader(files, config, target, on_progress)
-        return _Builder(weights, config, target, dispatcher).model()
+        names = needed_tensors(files.tensors, config, target.local_experts)
+        plan = plan_for(target.device)
+        with ReadAhead(files, names, landing_for(target.device, plan), plan) as tensors:
+            weights = WeightReader(tensors, config, target, on_progress)
+            return build_model(weights, config, target=target, dispatcher=dispatcher)
+
+
+def build_model(weights: WeightSource, config: ModelConfig, *, target: Target, dispatcher: Dispatcher) -> BailingModel:
+    """Put one rank's model together, asking for each weight once."""
+    return _Builder(weights, config, target, dispatcher).model()
 
 
 class WeightReader:
     """Single tensors in the dtype that the model computes in, with progress."""
 
     def __init__(
-        self, files: SafetensorsFiles, config: ModelConfig, target: Target, on_progress: Progress | None = None
+        self, tensors: ReadAhead, config: ModelConfig, target: Target, on_progress: Progress | None = None
     ) -> None:
-        self._files = files
+        self._tensors = tensors
         self._config = config
         self._target = target
         self._on_progress = on_progress
-        self._specs = check_tensors(files.tensors, config)
-        local = set(target.local_experts)
-        self.total_bytes = sum(
-            sum(files.tensors[part].num_bytes for part in self._parts(spec.name))
-            for spec in self._specs.values()
-            if spec.expert is None or spec.expert in local
-        )
+        self._done_bytes = 0
 
     def plain(self, name: str) -> torch.Tensor:
         """A weight in the activation dtype, dequantised where it is stored as FP8."""
         parts = [self._read(part) for part in self._parts(name)]
         dtype = self._target.dtype
-        tensor = dequantise(parts[0], parts[1], dtype) if len(parts) == 2 else parts[0].to(dtype)
-        return tensor.to(self._target.device)
+        return dequantise(parts[0], parts[1], dtype) if len(parts) == 2 else parts[0].to(dtype)
+
+    def scaling(self, names: Collection[str]) -> Scaling:
+        """The FP8 format that these weights are kept in; none where one is not FP8, or no kernel here multiplies it."""
+        is_fp8 = all(len(self._parts(name)) == 2 for name in names)
+        quantization = self._config.quantization
+        if quantization is None or not names or not is_fp8 or not reads_fp8(self._target.device):
+            return Scaling.NONE
+        return Scaling.BLOCKS if isinstance(quantization, BlockFp8) else Scaling.CHANNELS
+
+    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """An FP8 weight as it is stored, and its scales."""
+        weight, scale = (self._read(part) for part in self._parts(name))
+        return weight, scale
 
     def fp32(self, name: str) -> torch.Tensor:
         """A weight that stays fp32 whatever the activations are."""
-        return self._read(name).to(self._target.device, torch.float32)
+        return self._read(name).float()
 
     def _parts(self, name: str) -> tuple[str, ...]:
-        is_fp8 = self._files.tensors[name].dtype is torch.float8_e4m3fn
-        return (name, scale_name(name, self._config)) if is_fp8 else (name,)
+        return parts_of(name, self._tensors.stored, self._config)
 
     def _read(self, name: str) -> torch.Tensor:
-        tensor = self._files.read(name)
+        tensor = self._tensors.take(name)
+        self._done_bytes += tensor.nbytes
         if self._on_progress is not None:
-            self._on_progress(self._files.bytes_read, self.total_bytes)
+            self._on_progress(self._done_bytes, self._tensors.total_bytes)
         return tensor
 
 
 class _Builder:
     """Puts the layers together under the names of model-spec §3."""
 
-    def __init__(self, weights: WeightReader, config: ModelConfig, target: Target, dispatcher: Dispatcher) -> None:
+    def __init__(self, weights: WeightSource, config: ModelConfig, target: Target, dispatcher: Dispatcher) -> None:
         self._weights = weights
         self._config = config
         self._target = target
@@ -132,6 +151,7 @@ class _Builder:
 
     def _mtp(self, embedding: torch.Tensor, lm_head: LmHead) -> MtpHead:
         prefix = f"model.layers.{self._config.num_hidden_layers}"
+        layer = self._layer(prefix, is_moe=True)  # first, as its tensors are read: see needed_tensors
         return MtpHead(
             lm_head=lm_head,
             num_kv_heads=self._config.num_key_value_heads,
@@ -140,7 +160,7 @@ class _Builder:
             embedding_norm=self._norm(f"{prefix}.enorm"),
             hidden_norm=self._norm(f"{prefix}.hnorm"),
             projection=self._linear(f"{prefix}.eh_proj"),
-            layer=self._layer(prefix, is_moe=True),
+            layer=layer,
             final_norm=self._norm(f"{prefix}.final_layernorm"),
         )
 
@@ -165,13 +185,10 @@ class _Builder:
 
     def _moe(self, prefix: str) -> MoeLayer:
         config, local = self._config, self._target.local_experts
-        shard = ExpertShard.allocate(len(local), self._expert_shape(config.moe_intermediate_size), self._target.dtype)
-        for index, expert in enumerate(local):
-            shard.fill(index, *self._expert(f"{prefix}.experts.{expert}"))
         return MoeLayer(
             gate=self._gate(f"{prefix}.gate"),
             dispatcher=self._dispatcher,
-            shard=shard,
+            shard=self._shard([f"{prefix}.experts.{expert}" for expert in local], config.moe_intermediate_size),
             shared=self._ffn(f"{prefix}.shared_experts", config.shared_expert_size),
         )
 
@@ -190,19 +207,30 @@ class _Builder:
         return Gate(pack_weight(weight), bias, shape)
 
     def _ffn(self, prefix: str, width: int) -> DenseFfn:
-        shard = ExpertShard.allocate(1, self._expert_shape(width), self._target.dtype)
-        shard.fill(0, *self._expert(prefix))
-        return DenseFfn(shard)
+        return DenseFfn(self._shard([prefix], width))
 
-    def _expert(self, prefix: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gate, up, down = (self._weights.plain(f"{prefix}.{name}_proj.weight") for name in ("gate", "up", "down"))
-        return gate, up, down
-
-    def _expert_shape(self, width: int) -> ExpertShape:
-        return ExpertShape(hidden_size=self._config.hidden_size, width=width)
+    def _shard(self, prefixes: list[str], width: int) -> ExpertShard:
+        weights, dtype, device = self._weights, self._target.dtype, self._target.device
+        names = [[f"{prefix}.{name}_proj.weight" for name in ("gate", "up", "down")] for prefix in prefixes]
+        shape = ExpertShape(hidden_size=self._config.hidden_size, width=width)
+        scaling = weights.scaling(list(chain(*names)))
+        if scaling is Scaling.NONE:
+            shard = ExpertShard.allocate(len(names), shape, dtype, device)
+            for index, (gate, up, down) in enumerate(names):
+                shard.fill(index, weights.plain(gate), weights.plain(up), weights.plain(down))
+            return shard
+        shard = ExpertShard.allocate_fp8(len(names), shape, dtype, scaling, device)
+        for index, (gate, up, down) in enumerate(names):
+            parts = weights.fp8(gate), weights.fp8(up), weights.fp8(down)
+            values, scales = zip(*parts, strict=True)
+            shard.fill_fp8(index, values, scales)
+        return shard
 
     def _linear(self, name: str) -> Linear:
-        return Linear.pack(self._weights.plain(f"{name}.weight"))
+        weight = f"{name}.weight"
+        if self._weights.scaling([weight]) is Scaling.NONE:
+            return Linear.pack(self._weights.plain(weight))
+        return Linear.pack_fp8(*self._weights.fp8(weight), self._target.dtype)
 
     def _norm(self, name: str) -> RmsNorm:
         return RmsNorm(self._weights.plain(f"{name}.weight"), self._config.rms_norm_eps)

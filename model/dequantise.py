@@ -1,4 +1,4 @@
-"""FP8 weights back to what the kernels read (model-spec §4). Despite its name `weight_scale_inv` multiplies."""
+"""FP8 weights back to what kernels read that know no FP8 (model-spec §4). `weight_scale_inv` multiplies, too."""
 
 from __future__ import annotations
 

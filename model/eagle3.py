@@ -47,7 +47,7 @@ class Eagle3Attention:
             qkv += self.query_key_value_bias
         query = qk_norm_rope_kv(qkv, None, None, self.cos_sin, batch.positions, batch.slots, kv, 0.0)
         where = (batch.block_tables, batch.row_starts, batch.context_lens, batch.positions)
-        attended = self.output(paged_attention(query, kv, *where, self.scale, self.window))
+        attended = self.output(paged_attention(query, kv, *where, self.scale, self.window, batch.max_rows))
         return attended if self.output_bias is None else attended.add_(self.output_bias)
 
 
@@ -186,6 +186,6 @@ def _attention(config: Eagle3Config, target: ModelConfig, weights: Mapping[str, 
 def _ffn(config: Eagle3Config, weights: Mapping[str, torch.Tensor]) -> DenseFfn:
     gate, up, down = (weights[f"layer.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
     shape = ExpertShape(hidden_size=config.hidden_size, width=config.intermediate_size)
-    shard = ExpertShard.allocate(1, shape, gate.dtype)
+    shard = ExpertShard.allocate(1, shape, gate.dtype, gate.device)
     shard.fill(0, gate, up, down)
     return DenseFfn(shard)

@@ -54,7 +54,7 @@ class MtpHead:
         """
         embedded = self.embedding_norm(self.embedding.index_select(0, batch.token_ids))
         residual = self.projection(torch.cat([embedded, self.hidden_norm(hidden)], dim=1))
-        out = self.layer(self.layer.input_norm(residual), residual, batch, kv)
+        out = self.layer(self.layer.enter(residual), residual, batch, kv)
         return self.final_norm.after_add(residual, out)
 
     def first_states(self, output: ModelOutput) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.linear import Fp8Rows
 from kernels.paged_attention import KVLayer
 from model.attention import Attention
 from model.batch import Batch
@@ -22,7 +23,13 @@ class DecoderLayer:
     post_attention_norm: RmsNorm
     ffn: DenseFfn | MoeLayer
 
-    def __call__(self, normed: torch.Tensor, residual: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+    def enter(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor | Fp8Rows:
+        """The input norm of x [T, H], after adding x into `residual`, if given: as attention's product reads it."""
+        return self.input_norm.quantised(x, self.attention.query_key_value.scaling, residual)
+
+    def __call__(
+        self, normed: torch.Tensor | Fp8Rows, residual: torch.Tensor, batch: Batch, kv: KVLayer
+    ) -> torch.Tensor:
         """From the input-normed rows to what is to be added to `residual`, all [T, H]; attention is added here."""
         attended = self.attention(normed, batch, kv)
-        return self.ffn(self.post_attention_norm.after_add(residual, attended))
+        return self.ffn(self.post_attention_norm.after_add(residual, attended), batch.is_live)

@@ -17,8 +17,8 @@ class DenseFfn:
 
     shard: ExpertShard  # of a single expert
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden [T, H] -> [T, H]."""
+    def __call__(self, hidden: torch.Tensor, is_live: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden [T, H] -> [T, H], padding as any other row."""
         counts = torch.full((1,), hidden.shape[0], dtype=torch.int32, device=hidden.device)
         return self.shard(hidden, counts)
 
@@ -32,9 +32,14 @@ class MoeLayer:
     shard: ExpertShard
     shared: DenseFfn
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too."""
+    def __call__(self, hidden: torch.Tensor, is_live: torch.Tensor | None = None) -> torch.Tensor:
+        """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too.
+
+        `is_live` [T] is given where every rank brings equally many rows: those that are no padding.
+        """
         choice = self.gate(hidden)
+        if is_live is not None:
+            choice = choice.of_live(is_live)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
         rows = self.shard(rows, handle.counts)
         out = self.dispatcher.combine(rows, handle)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.linear import Fp8Rows
+from kernels.quantise.formats import Scaling
+from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +25,11 @@ class RmsNorm:
     def after_add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add x into `residual` in place, both [T, H], and return the normalised sum."""
         return add_rms_norm(residual, x, self.weight, self.eps)
+
+    def quantised(
+        self, x: torch.Tensor, scaling: Scaling, residual: torch.Tensor | None = None
+    ) -> torch.Tensor | Fp8Rows:
+        """What a product of this format reads of the norm of x, after adding x into `residual`, if given."""
+        if scaling is Scaling.NONE:
+            return self(x) if residual is None else self.after_add(residual, x)
+        return Fp8Rows(*rms_norm_quantised(x, self.weight, self.eps, scaling, residual))

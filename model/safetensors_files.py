@@ -1,7 +1,7 @@
-"""The safetensors files of one checkpoint folder: their headers checked, single tensors read by their exact bytes.
+"""The safetensors files of one checkpoint folder: their headers checked, tensors read by their exact bytes.
 
 Plain reads into fresh memory, not a memory map: what is read is what is counted, pages of other ranks' experts never
-enter this process, and a file that shrinks while it is read is an error instead of a bus fault.
+enter this process, and a file that shrinks while it is read is an error instead of a bus fault. Threads may read.
 Source: the safetensors format (8-byte little-endian header length, JSON header, data).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,14 @@ class SafetensorsFiles:
     def __init__(self, directory: str | Path) -> None:
         self.bytes_read = 0
         self.tensors: dict[str, StoredTensor] = {}
+        self._sizes: dict[Path, int] = {}
         self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
         folder = Path(directory)
         index = _weight_map(folder)
         for file in sorted(set(index.values())) if index is not None else [SINGLE]:
-            for name, stored in read_header(folder / file).items():
+            self._sizes[folder / file], found = _header(folder / file)
+            for name, stored in found.items():
                 if name in self.tensors:
                     raise CheckpointError(f"{name}: stored twice, in {self.tensors[name].file.name} and {file}")
                 self.tensors[name] = stored
@@ -83,27 +87,44 @@ class SafetensorsFiles:
         stored = self.tensors[name]
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
         if stored.num_bytes:
-            self._fill(tensor.reshape(-1).view(torch.uint8).numpy().data, stored, name)
-        self.bytes_read += stored.num_bytes
+            self.fill(name, 0, tensor.reshape(-1).view(torch.uint8).numpy().data)
         return tensor
 
-    def _fill(self, view: memoryview, stored: StoredTensor, name: str) -> None:
-        descriptor, done = self._descriptor(stored.file), 0
+    def fill(self, name: str, start: int, view: memoryview) -> None:
+        """Bytes [start, start + len(view)) of a tensor as stored. Raises CheckpointError where they cannot be had."""
+        stored, done = self.tensors[name], 0
+        descriptor = self._descriptor(stored.file)
         while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], stored.offset + done)
+            try:
+                count = os.preadv(descriptor, [view[done:]], stored.offset + start + done)
+            except OSError as error:
+                raise CheckpointError(f"{stored.file}: {name}: not readable: {error.strerror}") from None
             if count == 0:
                 raise CheckpointError(f"{stored.file}: ends inside {name}")
             done += count
+        with self._lock:
+            self.bytes_read += done
 
     def _descriptor(self, file: Path) -> int:
-        if file not in self._descriptors:
-            with _readable(file):
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
-        return self._descriptors[file]
+        with self._lock:
+            if file not in self._descriptors:
+                with _readable(file):
+                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                size = os.fstat(self._descriptors[file]).st_size
+                if size != self._sizes[file]:
+                    raise CheckpointError(
+                        f"{file}: {size:,} bytes, {self._sizes[file]:,} when its header was read: it is being changed"
+                    )
+            return self._descriptors[file]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file. Raises CheckpointError that names the file, and the tensor at fault."""
+    return _header(file)[1]
+
+
+def _header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
+    """The bytes of a file, and its tensors."""
     with _readable(file), open(file, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
@@ -113,7 +134,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(file, tensors, 8 + length, size)
-    return tensors
+    return size, tensors
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import torch
 from kernels.sample import DrawSettings, draw_probabilities, draw_tokens
 from model.logprobs import TokenScore, score_tokens
 from model.penalties import LogitEdits, edit_logits
+from model.proposal_sizes import VERIFIED_AT_ONCE
 from model.proposals import Proposal, accept_or_replace
 from model.random_numbers import Stream, uniforms
 from model.token_ranking import best_tokens
@@ -82,9 +83,12 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Sampled:
 
 def _not_finite(best: list[float]) -> dict[int, str]:
     """The rows whose highest logit is NaN or infinite; a lone -inf is merely an impossible token."""
-    return {
-        row: f"no finite logits (the highest is {value})" for row, value in enumerate(best) if not math.isfinite(value)
-    }
+    return {row: no_finite_logits(value) for row, value in enumerate(best) if not math.isfinite(value)}
+
+
+def no_finite_logits(best: float) -> str:
+    """What is wrong with a row whose highest logit this is."""
+    return f"no finite logits (the highest is {best})"
 
 
 def _scores(
@@ -106,14 +110,22 @@ def _draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
 
 
 def _verify(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-    """Each row's draft, or what replaces it; rows as in `_draw`, all with proposals."""
-    settings = draw_settings(rows, logits.device)
-    return accept_or_replace(
-        draw_probabilities(logits, settings),
-        [row.proposal for row in rows if row.proposal is not None],
-        accept_points=points_of(rows, Stream.ACCEPT, logits.device),
-        points=settings.points,
-    )
+    """Each row's draft, or what replaces it; rows as in `_draw`, all with proposals.
+
+    A few rows at a time: each needs several copies of a distribution in fp64.
+    """
+    token_ids: list[int] = []
+    for start in range(0, len(rows), VERIFIED_AT_ONCE):
+        some = rows[start : start + VERIFIED_AT_ONCE]
+        edited = logits[start : start + VERIFIED_AT_ONCE]
+        settings = draw_settings(some, logits.device)
+        token_ids += accept_or_replace(
+            draw_probabilities(edited, settings),
+            [row.proposal for row in some if row.proposal is not None],
+            accept_points=points_of(some, Stream.ACCEPT, logits.device),
+            points=settings.points,
+        )
+    return token_ids
 
 
 def draw_settings(rows: Sequence[SamplingRow], device: torch.device, stream: Stream = Stream.TOKEN) -> DrawSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -35,6 +35,23 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> di
         if name not in expected and name not in scales:
             raise CheckpointError(f"{stored[name].file}: {name}: unknown tensor{_hint(name, config)}")
     return expected
+
+
+def needed_tensors(
+    stored: Mapping[str, StoredTensor], config: ModelConfig, experts: Collection[int]
+) -> tuple[str, ...]:
+    """What a rank with these experts reads, in the order in which a model is built. Raises as `check_tensors`."""
+    local = set(experts)
+    specs = [s for s in check_tensors(stored, config).values() if s.expert is None or s.expert in local]
+    # The MTP layer comes last, after the head that it shares.
+    specs.sort(key=lambda spec: spec.name.startswith(f"model.layers.{config.num_hidden_layers}."))
+    return tuple(part for spec in specs for part in parts_of(spec.name, stored, config))
+
+
+def parts_of(name: str, stored: Mapping[str, StoredTensor], config: ModelConfig) -> tuple[str, ...]:
+    """The tensor itself, and its scales where it is FP8."""
+    is_fp8 = stored[name].dtype is torch.float8_e4m3fn
+    return (name, scale_name(name, config)) if is_fp8 else (name,)
 
 
 def _check_one(spec: TensorSpec, stored: StoredTensor) -> None:

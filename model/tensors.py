@@ -29,6 +29,12 @@ class TensorSpec:
     expert: int | None = None
 
 
+def is_fp8(spec: TensorSpec, config: ModelConfig) -> bool:
+    """Whether a model's FP8 format quantises a tensor: linears but the head and MTP's projection (model-spec §4)."""
+    is_kept = spec.name == "lm_head.weight" or spec.name.endswith(".eh_proj.weight")
+    return config.quantization is not None and spec.kind is TensorKind.LINEAR and not is_kept
+
+
 def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     """All tensors of a checkpoint of this shape, the MTP layer's included when it has one."""
     hidden, vocab = config.hidden_size, config.vocab_size

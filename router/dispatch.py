@@ -12,8 +12,14 @@ import torch
 class ExpertChoice:
     """The experts of each row. T = 0 is valid."""
 
-    ids: torch.Tensor  # [T, K] int32, logical expert ids
+    ids: torch.Tensor  # [T, K] int32, logical expert ids; -1: none, whose weight does not count
     weights: torch.Tensor  # [T, K] fp32, routed scaling included
+    is_padded: bool = False  # every rank of the group brings equally many rows, as far as needed padding
+
+    def of_live(self, is_live: torch.Tensor) -> ExpertChoice:
+        """No expert for the rows that are padding; is_live [T] bool."""
+        ids = torch.where(is_live[:, None], self.ids, -1)
+        return ExpertChoice(ids=ids, weights=self.weights, is_padded=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,7 @@ class DispatchHandle:
     send_splits: tuple[int, ...] = ()  # rows per destination rank; empty without a group
     recv_splits: tuple[int, ...] = ()  # rows per source rank
     sorted_rows: torch.Tensor | None = None  # [R, 1] int32: row as it arrived -> its place sorted by expert
+    copies: torch.Tensor | None = None  # [G * T, K] int32: place sorted by expert of each copy; -1: another rank's
 
 
 class Dispatcher(Protocol):

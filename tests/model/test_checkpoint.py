@@ -234,6 +234,7 @@ def test_corrupt_file_is_named(tmp_path: Path, change: Callable[[bytes], bytes],
 def test_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shape_dict("A"), torch.float32)
     with SafetensorsFiles(tmp_path) as files:
+        files.read("lm_head.weight")  # from here on the file is open
         (tmp_path / "model.safetensors").write_bytes(b"")
         with pytest.raises(CheckpointError, match=r"ends inside model\.norm\.weight"):
             files.read("model.norm.weight")

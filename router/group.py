@@ -1,0 +1,35 @@
+"""The dispatcher of a group: exact splits for steps of any size, fixed capacity for those that are padded alike."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from router.all_to_all import AllToAllDispatcher
+from router.dispatch import DispatchHandle, ExpertChoice
+from router.fixed_capacity import FixedCapacityDispatcher
+from router.placement import Placement
+
+
+class GroupDispatcher:
+    """Chooses by what the step says of itself, so the ranks of a group agree as they agree on the step."""
+
+    def __init__(
+        self, placement: Placement, rank: int, group: dist.ProcessGroup, device: torch.device | None = None
+    ) -> None:
+        self._exact = AllToAllDispatcher(placement, rank, group, device)
+        self.load = self._exact.load
+        self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load)
+
+    @property
+    def num_collectives(self) -> int:
+        """So far, but for those that a graph repeats; ranks that disagree would wait for one another for ever."""
+        return self._exact.num_collectives + self._fixed.num_collectives
+
+    def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
+        """See `Dispatcher`."""
+        return (self._fixed if choice.is_padded else self._exact).dispatch(hidden, choice)
+
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+        """See `Dispatcher`."""
+        return (self._exact if handle.copies is None else self._fixed).combine(rows, handle)
