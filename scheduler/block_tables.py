@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import takewhile
 
 from scheduler.block_pool import BlockPool
 from scheduler.prefix_cache import PrefixCache, chain_key
@@ -49,12 +48,9 @@ class BlockTables:
         All at once, so that a sequence let in can finish its prompt. Returns whether it could; nothing is taken else.
         With `must_be_followed` it finds only blocks that hold the draft model's part, and computes the others again.
         """
-        hits = self._match(sequence)
-        if must_be_followed:
-            hits = list(takewhile(self._cache.is_followed, hits))
+        hits = self._match(sequence, must_be_followed)
         num_new = -(-len(sequence.tokens) // self._block_size) - len(hits)
-        num_taken = num_new + sum(map(self._pool.is_free, hits))
-        if num_taken + num_spare > self._pool.num_free:
+        if self._num_taken(sequence, hits) + num_spare > self._pool.num_free:
             return False
         self._pool.share(hits)  # before acquire, which could evict them
         sequence.block_table = [*hits, *self._pool.acquire(num_new)]
@@ -65,9 +61,17 @@ class BlockTables:
             self.prefix_hit_tokens += sequence.num_computed
         return True
 
+    def num_wanted(self, sequence: Sequence, *, must_be_followed: bool = False) -> int:
+        """The free blocks that `fill` would take for a waiting sequence."""
+        return self._num_taken(sequence, self._match(sequence, must_be_followed))
+
+    def lacks_block(self, sequence: Sequence) -> bool:
+        """Whether a running sequence has no block yet for its newest token."""
+        return len(sequence.block_table) * self._block_size < len(sequence.tokens)
+
     def extend(self, sequence: Sequence) -> bool:
         """Give a running sequence a block for its newest token, where it needs one. Returns whether it has it."""
-        if len(sequence.block_table) * self._block_size >= len(sequence.tokens):
+        if not self.lacks_block(sequence):
             return True
         if self._pool.num_free == 0:
             return False
@@ -127,14 +131,18 @@ class BlockTables:
                 f"sequence {sequence.sequence_id}: {room} positions for {len(sequence.tokens)} tokens"
             )
 
-    def _match(self, sequence: Sequence) -> list[int]:
+    def _num_taken(self, sequence: Sequence, hits: list[int]) -> int:
+        """Free blocks that go to a sequence: new ones, and those it finds that nobody owns."""
+        return -(-len(sequence.tokens) // self._block_size) - len(hits) + sum(map(self._pool.is_free, hits))
+
+    def _match(self, sequence: Sequence, must_be_followed: bool) -> list[int]:
         """The cached blocks of the longest known beginning, short of the last token, which yields the logits."""
         hits: list[int] = []
         if not self._is_caching or sequence.prompt_scores is not None:  # every prompt row is to be scored
             return hits
         for index in range((len(sequence.tokens) - 1) // self._block_size):
             block = self._cache.find(self._key(sequence, index))
-            if block is None:
+            if block is None or (must_be_followed and not self._cache.is_followed(block)):
                 break
             hits.append(block)
         return hits

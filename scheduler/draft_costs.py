@@ -1,14 +1,44 @@
-"""What a step costs on this machine: the model by its rows, the draft model by sequences and drafts."""
+"""What a step costs on this machine: the model by its rows, the draft model by the rows that it follows and by the
+sequences that it drafts further for.
+
+All times are relative to the machine's pace of the moment. A machine that others use, too, slows down and speeds up
+for seconds at a time; a step without drafts timed in a slow second and one with drafts in a quick one say nothing about
+drafts. So each time is divided by how much slower than expected the steps of late were.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _PER_OCTAVE = 4  # buckets of row counts; up to 8 rows each count has its own
-_DECAY = 0.9  # of what was known, by each new measurement
-_MODEL_SLOPE = 0.1  # of the model's time for as many rows more as there are, while nothing else is measured
-_DRAFT_SHARE = 0.1  # of the model's time that a draft costs, while nothing is measured
+_DECAY = 0.97  # of what was known, by each new measurement
+_ERROR_DECAY = 0.98
+_PACE_WEIGHT = 0.5  # of a step's own pace, beside that of the steps before: it must change long before the curves do
+_NUM_KNOWN = 10  # measurements that one known from the start counts for
+_MOST_PACE = 3.0  # that one step counts for, either way: the machine was busy elsewhere for a moment
+_SLOPE = 0.1  # of a step's time for as many rows more as there are, while only one size is measured
+_FOLLOW_SHARE = 0.1  # of the model's time that the draft model takes over as many rows, while nothing is measured
+_PROMPT_DECAY = 0.999  # of the counts of prompt rows and tokens, by each step
+_PROMPT_ROWS = 128  # over which the cost of a prompt's row is taken
+_STALE = 4  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftedStep:
+    """What one step had and took. Seconds of wall-clock time."""
+
+    num_rows: int  # prompt chunks, roots and drafts
+    num_prompt_rows: int = 0  # of them
+    num_tokens: int = 0  # committed
+    num_followed: int = 0  # rows that the draft model followed, from which come the first drafts
+    num_passes: int = 0  # of the draft model behind that, one for each draft more
+    num_further: int = 0  # drafts that these made
+    model_s: float  # forward pass and sampling
+    extend_s: float = 0.0  # following, and the first drafts
+    draft_s: float = 0.0  # the further passes
 
 
 @dataclass(slots=True)
@@ -28,61 +58,119 @@ class _Average:
         self.at += weight * (at - self.at)
 
 
+class _Curve:
+    """Seconds by size, from averages in buckets: more never seems cheaper."""
+
+    def __init__(self) -> None:
+        self._averages: dict[int, _Average] = {}
+        self._ats: list[float] = []
+        self._seconds: list[float] = []
+        self._num_new = 0  # measurements since the points were drawn
+
+    def observe(self, size: float, seconds: float, count: int = 1) -> None:
+        average = self._averages.setdefault(_bucket(size), _Average(size, seconds))
+        self._num_new += count if average.count >= _STALE else _STALE
+        for _ in range(count):
+            average.add(size, seconds)
+
+    def seconds(self, size: float) -> float | None:
+        """On the line through the two points next to `size`; None where nothing is known."""
+        if not self._averages:
+            return None
+        if self._num_new >= _STALE:
+            self._pool()
+        ats, seconds = self._ats, self._seconds
+        if len(ats) == 1:
+            return max(seconds[0] * (1.0 + _SLOPE * (size / ats[0] - 1.0)), 0.2 * seconds[0])
+        right = min(max(bisect_left(ats, size), 1), len(ats) - 1)
+        left = right - 1
+        slope = (seconds[right] - seconds[left]) / max(ats[right] - ats[left], 1e-9)
+        return max(seconds[left] + slope * (size - ats[left]), 0.2 * seconds[left])
+
+    def _pool(self) -> None:
+        """Average neighbours that contradict the order (pool adjacent violators), by their numbers of measurements."""
+        pools: list[list[_Average]] = []
+        for average in sorted(self._averages.values(), key=lambda average: average.at):
+            pools.append([average])
+            while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
+                pools[-2:] = [pools[-2] + pools[-1]]
+        self._num_new = 0
+        self._ats = [average.at for pool in pools for average in pool]
+        self._seconds = [_mean(pool) for pool in pools for _ in pool]
+
+
 class DraftCosts:
-    """Learns from every step, those with prompt chunks too: a row is a row."""
+    """Learns from every step, those with prompt chunks too: a row is a row.
 
-    def __init__(self, max_drafts: int) -> None:
-        self._max_drafts = max_drafts
-        self._model: dict[int, _Average] = {}  # by bucket of rows
-        self._drafts: dict[int, dict[int, _Average]] = {}  # by bucket of sequences, then by drafts for each
+    `measured`: steps known at the start, all timed at the same pace.
+    """
 
-    def observe_model(self, num_rows: int, seconds: float) -> None:
-        """Take in what the model needed for so many rows, sampling included."""
-        self._model.setdefault(_bucket(num_rows), _Average(num_rows, seconds)).add(num_rows, seconds)
+    def __init__(self, measured: Iterable[DraftedStep] = ()) -> None:
+        self._model = _Curve()  # by rows
+        self._extend = _Curve()  # by rows followed
+        self._pass = _Curve()  # by sequences
+        self._pace = 1.0  # of the steps of late: what they took, relative to what the curves say
+        self.error = 0.0  # of what was expected of a step, relative to what it took; fading mean
+        self._num_expected = 0
+        self._num_prompt_rows = self._num_tokens = 0.0
+        for step in measured:
+            self._take(step, _NUM_KNOWN)
 
-    def observe_drafts(self, num_sequences: int, num_drafts: int, seconds: float) -> None:
-        """Take in what the draft model needed for so many drafts (at least one) for each of so many sequences."""
-        table = self._drafts.setdefault(_bucket(num_sequences), {})
-        table.setdefault(num_drafts, _Average(num_drafts, seconds)).add(num_drafts, seconds)
+    def observe(self, step: DraftedStep) -> None:
+        """Take in what a step took; one that nobody timed, or that had no rows, is left out."""
+        if step.model_s > 0.0 and step.num_rows:
+            self._follow_pace(step)
+            self._take(step)
 
-    def count(self, num_sequences: int, num_drafts: int) -> int:
-        """Steps seen with about as many rows as such a verification has."""
-        average = self._model.get(_bucket(num_sequences * (1 + num_drafts)))
-        return 0 if average is None else average.count
+    def _take(self, step: DraftedStep, count: int = 1) -> None:
+        self._model.observe(step.num_rows, step.model_s / self._pace, count)
+        if step.num_followed:
+            self._extend.observe(step.num_followed, step.extend_s / self._pace, count)
+        if step.num_passes:
+            pass_s = step.draft_s / step.num_passes
+            self._pass.observe(step.num_further / step.num_passes, pass_s / self._pace, count)
+        self._num_prompt_rows = self._num_prompt_rows * _PROMPT_DECAY + step.num_prompt_rows
+        self._num_tokens = self._num_tokens * _PROMPT_DECAY + step.num_tokens
 
-    def curve(self, num_sequences: int, share: float = 1.0) -> list[float]:
-        """Cost of a step with 0 .. max_drafts drafts, relative to a plain step, which needs no draft model.
+    def _follow_pace(self, step: DraftedStep) -> None:
+        known_s = self._model.seconds(step.num_rows)
+        if known_s is None:
+            return
+        ratio = step.model_s / (known_s * self._pace)
+        self._num_expected += 1
+        weight = max(1.0 - _ERROR_DECAY, 1.0 / self._num_expected)
+        self.error += weight * (abs(1.0 / ratio - 1.0) - self.error)
+        self._pace *= min(max(ratio, 1.0 / _MOST_PACE), _MOST_PACE) ** _PACE_WEIGHT
 
-        Only the `share` of the sequences has drafts.
-        """
-        plain_s = self._model_s(num_sequences)
-        costs = []
-        for drafts in range(self._max_drafts + 1):
-            verify_s = max(self._model_s(num_sequences * (1.0 + share * drafts)), plain_s)
-            costs.append((verify_s + self._draft_s(num_sequences, share * drafts, plain_s)) / plain_s)
-        return costs
+    def model_s(self, num_rows: float) -> float:
+        """Seconds of the model over so many rows, at the pace of 1; 1 where nothing is known."""
+        seconds = self._model.seconds(num_rows)
+        return 1.0 if seconds is None else seconds
 
-    def _model_s(self, num_rows: float) -> float:
-        """On the line through the two averages next to `num_rows`."""
-        known = sorted(self._model.values(), key=lambda average: average.at)
-        if len(known) < 2:
-            at, seconds = (known[0].at, known[0].seconds) if known else (1.0, 1.0)
-            return max(seconds * (1.0 + _MODEL_SLOPE * (num_rows / at - 1.0)), 0.2 * seconds)
-        above = next((i for i, average in enumerate(known) if average.at >= num_rows), len(known) - 1)
-        left, right = known[max(above, 1) - 1], known[max(above, 1)]
-        slope = max(right.seconds - left.seconds, 0.0) / max(right.at - left.at, 1e-9)
-        return max(left.seconds + slope * (num_rows - left.at), 0.2 * left.seconds)
+    def extend_s(self, num_rows: float) -> float:
+        """Seconds that the draft model takes to follow so many rows and to make the first drafts."""
+        seconds = self._extend.seconds(num_rows)
+        return _FOLLOW_SHARE * self.model_s(num_rows) if seconds is None else seconds
 
-    def _draft_s(self, num_sequences: int, drafts: float, plain_s: float) -> float:
-        """Passes of the draft model: as many as there are drafts, the first over the rows that stay."""
-        if drafts <= 0.0:
-            return 0.0
-        bucket = _bucket(num_sequences)
-        near = min(self._drafts, key=lambda other: abs(other - bucket), default=None)
-        if near is None:
-            return _DRAFT_SHARE * drafts * plain_s
-        known = min(self._drafts[near].values(), key=lambda average: abs(average.at - drafts))
-        return known.seconds * drafts / known.at
+    def draft_s(self, wanting: Sequence[float]) -> float:
+        """Seconds of the further passes; entry i is the number of sequences of pass i."""
+        known = [self._pass.seconds(num) for num in wanting if num > 0]
+        return sum(self.extend_s(wanting[0]) if seconds is None else seconds for seconds in known)
+
+    def gain_with_prompts(self, gain: float, num_decodes: int) -> float:
+        """What a gain in decoding is worth where prompts are computed, too, each of whose rows is followed."""
+        if not self._num_tokens or gain <= 0.0:
+            return gain
+        prompt_rows = self._num_prompt_rows / self._num_tokens
+        row_s = (self.model_s(num_decodes + _PROMPT_ROWS) - self.model_s(num_decodes)) / _PROMPT_ROWS
+        follow_s = (self.extend_s(num_decodes + _PROMPT_ROWS) - self.extend_s(num_decodes)) / _PROMPT_ROWS
+        token_s = self.model_s(num_decodes) / num_decodes
+        return (token_s + prompt_rows * row_s) / (token_s / gain + prompt_rows * (row_s + follow_s))
+
+
+def _mean(pool: Sequence[_Average]) -> float:
+    weights = [min(average.count, 10) for average in pool]
+    return sum(w * average.seconds for w, average in zip(weights, pool, strict=True)) / sum(weights)
 
 
 def _bucket(num: float) -> int:

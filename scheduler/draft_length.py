@@ -1,66 +1,73 @@
-"""How many tokens to draft: as many as make the most of a step, and none where drafting does not pay.
+"""How many tokens to draft: those that make the most of a step, and none where drafting does not pay.
 
-Tokens per second at k drafts are batch * tau(k) / T(batch, k), tau(k) = 1 + the sum of the chances that drafts are
-reached and accepted. Chances are measured by place in a round, costs by batch and k; both fade.
+`draft_choice` says which they are, from each sequence's odds and the costs of steps. Odds and costs are measured while
+it runs, and fade; costs are known from the start where somebody measured them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from scheduler.draft_costs import DraftCosts
-from scheduler.draft_odds import DraftOdds, reach
+from scheduler.draft_choice import Choice, best_choice
+from scheduler.draft_costs import DraftCosts, DraftedStep
+from scheduler.draft_judge import BROKEN_ROUNDS, DraftJudge
+from scheduler.draft_odds import DraftOdds, SharedOdds, reach
 
 _log = logging.getLogger(__name__)
 
-_FIRST_ODDS = 0.6  # of the first place, before anything is known
-_FIRST_LENGTH = 2
-_GAIN = 1.03  # a change must promise this much
-_DWELL = 16  # steps between two decisions
-_PROBE_EVERY = 96  # steps; a probe takes `_PROBE_STEPS`, of which the first still verifies the drafts before
-_PROBE_STEPS = 3
+# Promised gains turn out a little smaller: the drafts that are taken are also those that were overrated.
+_GAIN = 1.05  # that drafting must promise to begin
+_STAY = 1.0  # and to go on
+_DWELL = 16  # steps between two decisions, at most
+_DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
+_DWELL_SHARE = 0.25  # or so many of those heard so far: what is known well changes slowly
+_LEAST_DWELL = 4
+_OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the choice was not made for
+_PROBE_EVERY = 48  # steps, of which one tries other lengths
+_SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
+_PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
-_TRY_EVERY = 1024  # steps while it is off, after which the next sequence to start is followed all the same
-_TRIAL_STEPS = 24  # for which drafting is tried on such a sequence
-_BROKEN_TAU = 1.05
-_BROKEN_ROUNDS = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftedStep:
-    """What one step had and took. Seconds of wall-clock time."""
-
-    num_rows: int  # prompt chunks, roots and drafts
-    num_decodes: int
-    num_proposed: int  # drafts asked for, for the step after
-    model_s: float  # forward pass and sampling
-    draft_s: float
+_HOPELESS = 0.85  # times plain decoding: where drafts promise less, it stops following at once
+_TRY_EVERY = 1024  # steps while it rests, after which the next sequence to start is followed all the same
+_TRY_FIRST = 64  # or so many after a failure, twice as many after each further one, where another batch lets drafts pay
+_SUCCESS = 256  # steps of drafting after which it is no failure
+_TRIAL_STEPS = 24  # for which drafting is tried then
 
 
 class DraftLength:
     """The controller of one drafter on one rank. Tells lengths, hears of rounds and steps; never looks at a clock."""
 
-    def __init__(self, max_drafts: int, *, is_adaptive: bool, is_judged: bool = True) -> None:
-        """`is_judged`: whether hardly any acceptance means that the drafter is broken, not the text unusual."""
-        self.length = min(_FIRST_LENGTH, max_drafts) if is_adaptive else max_drafts
+    def __init__(
+        self, max_drafts: int, *, is_adaptive: bool, is_judged: bool = True, measured: Iterable[DraftedStep] = ()
+    ) -> None:
+        """`is_judged`: whether hardly any acceptance means that the drafter is broken, not the text unusual.
+
+        `measured`: what steps cost, as far as it is known from the start.
+        """
+        self.length = max_drafts  # the longest that any sequence has
         self.reason = "starting" if is_adaptive else "fixed"
         self.is_broken = False
         self._max_drafts = max_drafts
         self._is_adaptive = is_adaptive
-        self._is_judged = is_judged
-        self._odds = DraftOdds(max_drafts, decay=0.99, prior_rounds=8.0)
-        self._costs = DraftCosts(max_drafts)
-        self._shared = [_FIRST_ODDS] * max_drafts  # the odds of everybody, as of the last step
-        self._price = 0.0  # of one more draft, in tokens that the same time would yield elsewhere
-        self._settled = self.length  # outside probes
+        self._judge = DraftJudge() if is_judged else None
+        self._odds = SharedOdds(max_drafts)
+        self._costs = DraftCosts(measured)
+        self._shared = self._odds.odds()
+        self._price = 0.0  # the chance that a draft must have to be taken
+        self._sampled_at = 0  # the last step in which no draft had a price
+        self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
+        self._num_decodes = 0  # of the batch that it was made for
+        self._settled_at = 0  # step
+        self._num_rounds = 0  # since then
+        self._num_heard = 0  # rounds so far
         self._step = 0
-        self._probe_left = 0
         self._num_idle = 0  # steps without drafts
         self._trial_left = 0
-        self._rested_at = 0  # the step since which nothing was tried
-        self._num_rounds = self._num_committed = 0  # of the present window of `_BROKEN_ROUNDS`
+        self._turned_at = -_SUCCESS  # the step in which it last went to rest or was tried
+        self._retry = 0  # steps between a rest and the next trial where drafts would pay
+        self._is_promising = False  # whether drafts would pay for the batch that there is now
+        self._is_worth_following = True  # whether they pay for the prompts of new sequences, too
 
     @property
     def is_off(self) -> bool:
@@ -69,119 +76,160 @@ class DraftLength:
 
     def new_odds(self) -> DraftOdds:
         """What to keep for a sequence."""
-        return DraftOdds(self._max_drafts, decay=0.9, prior_rounds=4.0)
+        return DraftOdds(self._max_drafts)
 
     @property
     def is_trial_due(self) -> bool:
         """Whether the draft model rests, but shall follow the next sequence that it can."""
-        return self.is_off and not self.is_broken and self._step - self._rested_at >= _TRY_EVERY
+        is_resting = self.is_off and not self.is_broken
+        return is_resting and self._step - self._turned_at >= (self._retry if self._is_promising else _TRY_EVERY)
+
+    @property
+    def expected(self) -> list[float]:
+        """The odds, by place, of a sequence of which nothing is known."""
+        return self._odds.odds()
+
+    @property
+    def cost_error(self) -> float:
+        """See `DraftCosts`."""
+        return self._costs.error
 
     def follows_next(self) -> bool:
         """Whether the draft model shall follow a sequence that starts now."""
         if not self.is_off:
-            return self._max_drafts > 0
+            return self._is_worth_following and self._max_drafts > 0
         if not self.is_trial_due:
             return False
-        self._trial_left, self._rested_at = _TRIAL_STEPS, self._step
+        self._trial_left, self._turned_at = _TRIAL_STEPS, self._step
+        self._is_worth_following, self._is_promising = self._is_promising, False
         return True
 
-    def begin_step(self, num_decodes: int, num_drafting: int) -> None:
-        """Decide for a step of so many decodes, of which so many may have drafts."""
+    def rests_on(self, num_decodes: int) -> bool:
+        """Whether a step of so many decodes needs no `begin_step`, since the draft model rests and goes on to."""
+        if not self.is_off or (self._is_other_batch(num_decodes) and not self.is_broken):
+            return False
         self._step += 1
-        if not self._is_adaptive or self.is_broken or not self._max_drafts or not num_drafting:
+        return True
+
+    def begin_step(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0) -> None:
+        """Decide for a step of so many decodes, of which those with these odds may have drafts.
+
+        `num_others`: sequences that may have drafts by themselves, but that the draft model does not follow.
+        """
+        self._step += 1
+        if not self._is_adaptive or self.is_broken or not self._max_drafts:
             return
-        self._shared = self._odds.carried(_FIRST_ODDS)
+        if not drafting:
+            if num_others and not self._is_worth_following and not self.is_off:
+                self._rest()
+            self._look_again(num_decodes, num_others)
+            return
+        if self._is_due(num_decodes):
+            self._settle(num_decodes, drafting, num_others)
+        self.length, self._price = self._choice.length, self._choice.price
         if self._trial_left:
-            self._trial_left -= 1
-            self.length, self.reason = 1, "k=1: a trial"
-            if not self._trial_left:
-                self._settle(num_decodes, num_drafting)
-                self._num_idle = 0 if self.length else self._num_idle
-            return
-        if self._probe_left:
-            self._probe_left -= 1
-            if self._probe_left:
-                return
-            self.length = self._settled
-        if self._step % _DWELL == 0:
-            self._settle(num_decodes, num_drafting)
-        elif self._step % _PROBE_EVERY == _DWELL // 2 or (
-            self._step % _DWELL == _DWELL // 2 and self._is_guessing(num_decodes)
-        ):
-            self._probe(num_decodes)
-        self._num_idle = 0 if self.length else self._num_idle + 1
-        if self._num_idle == _PATIENCE:
-            self._rested_at = self._step
+            self._try()
+        elif self._step % (_PROBE_EVERY if self._choice.length else _PROBE_EVERY_IDLE) == 0:
+            self._probe()
+        elif self._step % _SAMPLE_EVERY == 0:
+            self._price = 0.0
+        if self._price <= 0.0:
+            self._sampled_at = self._step
+        self._num_idle = 0 if self._choice.length else self._num_idle + 1
+        if self._num_idle == _PATIENCE and not self._trial_left:
+            self._rest()
 
     def length_for(self, odds: DraftOdds, limit: int) -> int:
         """Drafts for one sequence, at most `limit`: as far as each is worth its price."""
         longest = min(self.length, limit)
         if not self._is_adaptive or longest <= 0:
             return max(longest, 0)
-        chance = 1.0
-        for place, odd in enumerate(odds.given(self._shared)[:longest]):
-            chance *= odd
-            if chance < self._price:
-                return place
-        return longest
+        chances = reach(odds.given(self._shared)[:longest])
+        return sum(1 for chance in chances if chance >= self._price)
 
-    def observe_round(self, odds: DraftOdds, num_drafted: int, num_accepted: int) -> None:
-        """Hear how one verification ended."""
-        odds.observe(num_drafted, num_accepted)
-        self._odds.observe(num_drafted, num_accepted)
+    def observe_round(
+        self, odds: DraftOdds, num_drafted: int, num_accepted: int, num_used: int, *, is_fair: bool = True
+    ) -> None:
+        """Hear how one verification ended.
+
+        `num_used`: the accepted drafts in front of the output's end, all that the round was good for.
+        `is_fair`: whether the drafter could have known (see DraftJudge).
+        """
+        # A draft is verified in the step behind the one that made it.
+        if self._step - self._sampled_at == 1:
+            self._odds.observe(num_drafted, num_used)
+        odds.observe(num_drafted, num_used)
         self._num_rounds += 1
-        self._num_committed += num_accepted + 1
-        if self._num_rounds == _BROKEN_ROUNDS:
-            self._judge(self._num_committed / self._num_rounds)
-            self._num_rounds = self._num_committed = 0
+        self._num_heard += 1
+        if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
+            self._break(self._judge.tau)
 
     def observe_step(self, step: DraftedStep) -> None:
-        """Hear what a step took. What drafts cost is learnt where all sequences had about as many."""
-        if not self._is_adaptive or step.model_s <= 0.0:
-            return
-        self._costs.observe_model(step.num_rows, step.model_s)
-        proposals = round(step.num_proposed / step.num_decodes) if step.num_decodes else 0
-        is_even = abs(step.num_proposed - proposals * step.num_decodes) * 8 <= step.num_decodes
-        if proposals and is_even:
-            self._costs.observe_drafts(step.num_decodes, proposals, step.draft_s)
+        """Hear what a step took."""
+        if self._is_adaptive:
+            self._costs.observe(step)
 
-    def _settle(self, num_decodes: int, num_drafting: int) -> None:
-        """Choose the length of the next steps. Sequences without drafts yield a token each whatever it is."""
-        share = num_drafting / num_decodes
-        costs, chances = self._costs.curve(num_decodes, share), reach(self._shared)
-        taus = [1.0 + share * sum(chances[:drafts]) for drafts in range(self._max_drafts + 1)]
-        gains = [tau / cost for tau, cost in zip(taus, costs, strict=True)]
-        best = max(range(len(gains)), key=lambda drafts: (gains[drafts], -drafts))
-        if gains[best] > _GAIN * gains[self._settled] or (best == 0 and gains[self._settled] < 1.0):
-            self._settled = best
-        self.length = self._settled
-        self._price = self._marginal_price(costs, taus) / share
-        promise = gains[self._settled] if self._settled else max(gains[1:])
-        self.reason = f"k={self._settled}: {promise:.2f} x plain expected at {num_decodes} sequences"
+    def _is_due(self, num_decodes: int) -> bool:
+        """Whether it is time to choose anew: for another batch, after a while, or after many rounds."""
+        if self._is_other_batch(num_decodes):
+            return True
+        since = self._step - self._settled_at
+        enough = max(_DWELL_ROUNDS, _DWELL_SHARE * self._num_heard)
+        return since >= _DWELL or (since >= _LEAST_DWELL and self._num_rounds >= enough)
 
-    def _marginal_price(self, costs: Sequence[float], taus: Sequence[float]) -> float:
-        """Chance below which the last draft of one sequence costs more than it brings."""
-        drafts = self._settled
-        return 0.0 if not drafts else taus[drafts] / costs[drafts] * (costs[drafts] - costs[0]) / drafts * 0.7
+    def _is_other_batch(self, num_decodes: int) -> bool:
+        more, fewer = max(num_decodes, self._num_decodes), min(num_decodes, self._num_decodes)
+        return more > _OTHER_BATCH * fewer
 
-    def _around(self) -> list[int]:
-        """The lengths to compare the present one with."""
-        around = (0, self._settled - 1, self._settled + 1)
-        return [drafts for drafts in around if 0 <= drafts <= self._max_drafts and drafts != self._settled]
+    def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int) -> None:
+        """Choose the drafts of the next steps, and whether the draft model shall follow new sequences.
 
-    def _is_guessing(self, num_decodes: int) -> bool:
-        """Whether a neighbour's cost was never measured at such a batch."""
-        return any(not self._costs.count(num_decodes, drafts) for drafts in self._around())
+        For that, all are counted as if they were followed; it costs the rows of their prompts, too.
+        """
+        self._shared = self._odds.odds()
+        self._num_decodes = num_decodes
+        self._settled_at, self._num_rounds = self._step, 0
+        chances = [reach(odds.given(self._shared)) for odds in drafting]
+        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs)
+        worth = self._costs.gain_with_prompts(best.gain, num_decodes)
+        is_known = self._num_heard >= _DWELL_ROUNDS
+        self._is_worth_following = worth > (_STAY if self._is_worth_following else _GAIN) or not is_known
+        if num_others and not self._is_worth_following:
+            best = best_choice(chances, num_decodes, self._costs)  # the others stay as they are
+        pays = best.gain > (_STAY if self._choice.length else _GAIN)
+        self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
+        self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain expected at {num_decodes} sequences"
+        if not pays and is_known and (best.gain < _HOPELESS or not self._is_worth_following):
+            self._num_idle = _PATIENCE - 1
 
-    def _probe(self, num_decodes: int) -> None:
-        """Look at a neighbour for a few steps, the one least measured here, so that its cost and odds stay known."""
-        self.length = min(self._around(), key=lambda drafts: self._costs.count(num_decodes, drafts))
-        self._probe_left = _PROBE_STEPS
-        self._price = 0.0
+    def _probe(self) -> None:
+        """Let all have a draft more than they do now, or none: so what they would bring or cost stays known."""
+        is_more = (self._step // _PROBE_EVERY) % 2 == 0 or not self._choice.length
+        self.length, self._price = min(self._choice.length + 1, self._max_drafts) if is_more else 0, 0.0
 
-    def _judge(self, tau: float) -> None:
-        """A right head reaches far more even on hard text: below this it is wired wrongly or made for another model."""
-        if self._is_judged and tau < _BROKEN_TAU:
-            self.is_broken, self.length = True, 0
-            self.reason = f"off: {tau:.2f} tokens a round over {_BROKEN_ROUNDS} rounds; the draft model must be wrong"
-            _log.warning("event=drafting_off tau=%.3f rounds=%d", tau, _BROKEN_ROUNDS)
+    def _try(self) -> None:
+        """One step of a trial: a draft for everybody. Behind the last one the draft model rests, unless drafts pay."""
+        self._trial_left -= 1
+        if self._trial_left:
+            self.length, self._price = 1, 0.0
+        elif not self._choice.length:
+            self._rest()
+
+    def _rest(self) -> None:
+        is_failure = self._step - self._turned_at < _SUCCESS
+        self._retry = min(max(2 * self._retry, _TRY_FIRST), _TRY_EVERY) if is_failure else 0
+        self._num_idle, self._turned_at, self._trial_left = _PATIENCE, self._step, 0
+
+    def _look_again(self, num_decodes: int, num_others: int) -> None:
+        """While the draft model rests: see whether a batch of another size would make drafts pay."""
+        if self.is_off and num_others and self._is_other_batch(num_decodes):
+            self._num_decodes = num_decodes
+            typical = [reach(self._shared)] * num_others
+            gain = best_choice(typical, num_decodes, self._costs).gain
+            self._is_promising = self._costs.gain_with_prompts(gain, num_decodes) > _GAIN
+
+    def _break(self, tau: float) -> None:
+        """Draft no more: such a head is wired wrongly or made for another model."""
+        self.is_broken, self.length = True, 0
+        self.reason = f"off: {tau:.2f} tokens a round over {BROKEN_ROUNDS} rounds; the draft model must be wrong"
+        _log.warning("event=drafting_off tau=%.3f rounds=%d", tau, BROKEN_ROUNDS)

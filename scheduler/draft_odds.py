@@ -5,46 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _CARRY = 0.97  # of the odds at the last place observed, for places beyond it
+_DECAY = 0.98  # of a sequence's counts, by each round
+_PRIOR_ROUNDS = 16.0  # that the odds of all sequences weigh beside its own
+_FIRST = 0.6  # at the first place, before anything is known
+_FIRST_ROUNDS = 8.0  # that this weighs
+_SHARED_DECAY = 1.0 - 1.0 / 300.0
 
 
-class DraftOdds:
-    """Conditional acceptance: entry i, that draft i + 1 is accepted where the i before it are. Decayed counts.
+class _Counts:
+    """Drafts tried and accepted, by place. The count of a round fades with each later one."""
 
-    The count of a round fades by `decay` with each later one. Until rounds are counted, `prior` speaks, with the
-    weight of `prior_rounds` rounds.
-    """
-
-    def __init__(self, num_places: int, *, decay: float, prior_rounds: float) -> None:
-        self._accepted = [0.0] * num_places
-        self._tried = [0.0] * num_places
+    def __init__(self, num_places: int, decay: float) -> None:
+        self.accepted = [0.0] * num_places
+        self.tried = [0.0] * num_places
         self._decay = decay
-        self._prior_rounds = prior_rounds
 
-    def observe(self, num_drafted: int, num_accepted: int) -> None:
+    def add(self, num_drafted: int, num_accepted: int) -> None:
         """Count one round. A draft behind the first one refused was not tried."""
-        accepted, tried, decay = self._accepted, self._tried, self._decay
+        accepted, tried, decay = self.accepted, self.tried, self._decay
         for place in range(min(num_drafted, num_accepted + 1)):
             tried[place] = tried[place] * decay + 1.0
             accepted[place] = accepted[place] * decay + (1.0 if place < num_accepted else 0.0)
 
+
+class DraftOdds:
+    """Of one sequence. Conditional: entry i, that draft i + 1 is accepted where the i before it are."""
+
+    def __init__(self, num_places: int) -> None:
+        self._counts = _Counts(num_places, _DECAY)
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        """Hear of one round."""
+        self._counts.add(num_drafted, num_accepted)
+
     def given(self, prior: Sequence[float]) -> list[float]:
         """The odds at every place; `prior` are those of everybody."""
-        weight = self._prior_rounds
         odds: list[float] = []
-        for accepted, tried, expected in zip(self._accepted, self._tried, prior, strict=True):
+        for accepted, tried, expected in zip(self._counts.accepted, self._counts.tried, prior, strict=True):
             if tried == 0.0 and odds:
                 expected = min(expected, odds[-1] * _CARRY)
-            odds.append((accepted + weight * expected) / (tried + weight))
+            odds.append((accepted + _PRIOR_ROUNDS * expected) / (tried + _PRIOR_ROUNDS))
         return odds
 
-    def carried(self, first: float) -> list[float]:
-        """The odds at every place where nobody else is known: each place is expected to be hardly worse than the last.
 
-        `first` is expected at the first one.
-        """
-        expected, odds = first, []
-        for accepted, tried in zip(self._accepted, self._tried, strict=True):
-            odds.append((accepted + self._prior_rounds * expected) / (tried + self._prior_rounds))
+class SharedOdds:
+    """What a sequence can expect of which nothing is known.
+
+    To be told of rounds in which all drafted equally far: in all others the deep places are those of the lucky, and
+    would promise the same to everybody. Nor of first rounds alone: answers begin with what is easy to guess.
+    """
+
+    def __init__(self, num_places: int) -> None:
+        self._counts = _Counts(num_places, _SHARED_DECAY)
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        """Hear of one round of any sequence."""
+        self._counts.add(num_drafted, num_accepted)
+
+    def odds(self) -> list[float]:
+        """At every place; each is expected to be hardly worse than the one before it, as far as nothing is known."""
+        expected, odds = _FIRST, []
+        for accepted, tried in zip(self._counts.accepted, self._counts.tried, strict=True):
+            odds.append((accepted + _FIRST_ROUNDS * expected) / (tried + _FIRST_ROUNDS))
             expected = odds[-1] * _CARRY
         return odds
 

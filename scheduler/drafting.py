@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from scheduler.block_tables import BlockTables
-from scheduler.draft_length import DraftedStep, DraftLength
+from scheduler.draft_costs import DraftedStep
+from scheduler.draft_length import DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepTimes
-from scheduler.request import DraftCounts, DraftMethod, Request
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
+from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
 from scheduler.sequence import Drafting, Sequence
 
+_LISTEN_EVERY = 8  # steps
 _PATIENCE = 16  # sequences that cannot be followed, after which one is at a price
 
 
@@ -41,10 +44,13 @@ class DraftPlanner:
         if method is DraftMethod.NONE or not limit:
             return None
         if method not in self._lengths:
-            self._lengths[method] = DraftLength(
-                self._config.max_drafts, is_adaptive=self._config.adaptive_drafts, is_judged=method.has_kv
-            )
-        return Drafting(method=method, odds=self._lengths[method].new_odds(), max_drafts=limit)
+            self._lengths[method] = self._new_length(method)
+        return Drafting(
+            method=method,
+            odds=self._lengths[method].new_odds(),
+            max_drafts=limit,
+            is_foreseeable=_is_foreseeable(request.sampling),
+        )
 
     def insists_on_following(self, sequence: Sequence) -> bool:
         """Whether a sequence shall compute again what the prefix cache has without the draft model's part.
@@ -71,10 +77,14 @@ class DraftPlanner:
     def begin_step(self, decodes: Seq[Sequence]) -> None:
         """Settle the lengths of a step that lets these sequences decode."""
         for method, length in self._lengths.items():
-            mine = [sequence for sequence in decodes if sequence.draft_method is method]
-            length.begin_step(len(decodes), len(mine))
+            is_followed = method.has_kv and any(sequence.is_followed for sequence in decodes)
+            if not is_followed and length.rests_on(len(decodes)):
+                continue
+            able = [(s, s.drafting.odds) for s in decodes if s.drafting is not None and s.drafting.method is method]
+            mine = [(sequence, odds) for sequence, odds in able if sequence.draft_method is method]
+            length.begin_step(len(decodes), [odds for _, odds in mine], len(able) - len(mine))
             if method.has_kv and length.is_off:
-                for sequence in mine:
+                for sequence, _ in mine:
                     sequence.is_followed, sequence.drafts = False, ()
 
     def num_drafts(self, sequence: Sequence, num_rows: int, num_spare: int) -> int:
@@ -119,21 +129,38 @@ class DraftPlanner:
         sequence.drafts = outcome.draft_ids
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
         if num_drafted > 0:
-            self._lengths[drafting.method].observe_round(drafting.odds, num_drafted, num_accepted)
+            self._lengths[drafting.method].observe_round(
+                drafting.odds, num_drafted, num_accepted, num_kept - 1, is_fair=drafting.is_foreseeable
+            )
             for tally in (drafting.tally, self._total):
                 tally.add(num_drafted, num_accepted, num_kept)
 
-    def end_step(self, plan: StepPlan, times: StepTimes) -> None:
-        """Learn what a step cost."""
+    def end_step(self, plan: StepPlan, result: StepResult) -> None:
+        """Learn what a step cost. While nothing drafts, a step in a while tells enough."""
+        if plan.step_id % _LISTEN_EVERY and all(length.is_off for length in self._lengths.values()):
+            return
+        times = result.times
+        proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
+        num_kept = [len(outcome.token_ids) for outcome in result.sequences]
         step = DraftedStep(
             num_rows=plan.num_rows,
-            num_decodes=sum(1 for planned in plan.sequences if planned.num_logit_rows),
-            num_proposed=sum(planned.num_proposals for planned in plan.sequences),
+            num_prompt_rows=sum(map(_num_prompt_rows, plan.sequences)),
+            num_tokens=sum(num_kept),
+            num_followed=sum(
+                _num_prompt_rows(planned) + kept
+                for planned, kept in zip(plan.sequences, num_kept, strict=True)
+                if planned.draft_method.has_kv
+            ),
+            num_passes=max(plan.num_draft_passes - 1, 0),
+            num_further=sum(proposals) - len(proposals),
             model_s=times.forward_s + times.sample_s,
-            draft_s=times.draft_s,
+            extend_s=times.extend_s,
+            draft_s=times.draft_s - times.extend_s,
         )
-        for length in self._lengths.values():
-            length.observe_step(step)
+        # A look-up is one pass, however much it finds.
+        look_up = replace(step, num_followed=len(proposals), num_passes=0, extend_s=times.draft_s - times.extend_s)
+        for method, length in self._lengths.items():
+            length.observe_step(step if method.has_kv else look_up)
 
     def counts(self) -> DraftCounts:
         """All rounds so far."""
@@ -145,7 +172,34 @@ class DraftPlanner:
         length = self._lengths.get(self._config.draft_method)
         return (0, "") if length is None else (length.length, length.reason)
 
+    @property
+    def cost_error(self) -> float:
+        """How far off the times are that it expects of steps, with the method that requests get by default."""
+        length = self._lengths.get(self._config.draft_method)
+        return 0.0 if length is None else length.cost_error
+
+    def _new_length(self, method: DraftMethod) -> DraftLength:
+        measured = self._config.measured
+        if not method.has_kv:  # a look-up costs next to nothing
+            measured = tuple(replace(step, extend_s=0.0, draft_s=0.0) for step in measured)
+        return DraftLength(
+            self._config.max_drafts,
+            is_adaptive=self._config.adaptive_drafts,
+            is_judged=method.has_kv,
+            measured=measured,
+        )
+
     def _room(self, sequence: Sequence) -> int:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
         return min(left, self._config.context_limit - len(sequence.tokens)) - 1
+
+
+def _num_prompt_rows(planned: SequencePlan) -> int:
+    """Rows in front of those with logits."""
+    return len(planned.token_ids) - planned.num_logit_rows
+
+
+def _is_foreseeable(sampling: SamplingParams) -> bool:
+    """Whether the tokens drawn are those that the model finds likely, so that a right head meets some of them."""
+    return sampling.temperature <= 1.0 and not sampling.logit_bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.draft_costs import DraftedStep
 from scheduler.request import DraftMethod, Request, RequestRefused
 
 _MAX_TOKEN_ID = 2**31 - 1  # the widest id that the batch and the block keys can hold
@@ -27,6 +28,7 @@ class SchedulerConfig:
     model_method: DraftMethod = DraftMethod.NONE  # the kind of draft model that is loaded, if any
     max_drafts: int = 0  # tokens drafted at a time
     adaptive_drafts: bool = True  # else always `max_drafts`
+    measured: tuple[DraftedStep, ...] = ()  # what steps cost on this machine, as far as it is known at the start
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_rows_per_step", "max_sequences", "max_context", "ageing_s"):

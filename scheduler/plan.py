@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
+UNKNOWN_TOKEN = -1  # of a row that was foreseen: the one that the step before chooses for the sequence
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequencePlan:
@@ -41,6 +43,14 @@ class SequencePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """How much room a step of decodes and verifies needs, where it may be padded to a fixed size."""
+
+    num_sequences: int
+    most_rows: int  # of one sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """What one rank runs in one step. Without sequences the rank only takes part in the collectives.
 
@@ -52,6 +62,7 @@ class StepPlan:
     sequences: tuple[SequencePlan, ...]
     num_rows: int
     num_draft_passes: int = 0
+    shape: StepShape | None = None  # what the group agreed on, at least as large as needed here; None: rows as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +86,7 @@ class StepTimes:
     forward_s: float = 0.0  # the model over all rows
     sample_s: float = 0.0  # sampling, verification, log-probabilities
     draft_s: float = 0.0  # the draft model's passes, or the look-up
+    extend_s: float = 0.0  # of these, the pass that follows the rows of the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

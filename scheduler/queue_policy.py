@@ -23,9 +23,10 @@ def service_order(sequences: list[Sequence]) -> list[Sequence]:
     """The order in which sequences with more than a row to compute get rows, given them by turn.
 
     The first in turn stays the first, so nobody starves; then the shortest, so that a short prompt need not wait
-    for the long ones before it.
+    for the long ones before it; the background comes last.
     """
-    return [*sequences[:1], *sorted(sequences[1:], key=lambda sequence: sequence.num_outstanding)]
+    rest = sorted(sequences[1:], key=lambda sequence: (sequence.is_background, sequence.num_outstanding))
+    return [*sequences[:1], *rest]
 
 
 class Line(Generic[T]):

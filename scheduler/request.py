@@ -80,7 +80,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     num_sequences: int = 1  # the client's `n`
-    priority: int = 0  # larger is served sooner; waiting raises it (ageing)
+    priority: int = 0  # larger is served sooner; waiting raises it (ageing). Below 0: background, which gives way
     deadline_s: float | None = None
     resumed: tuple[int, ...] = ()
     first_sequence_index: int = 0  # the sequences are numbered from here
@@ -158,3 +158,5 @@ class SchedulerStats:
     forward_s: float = 0.0  # seconds since the start in the phases of steps; see StepTimes
     sample_s: float = 0.0
     draft_s: float = 0.0
+    extend_s: float = 0.0
+    draft_cost_error: float = 0.0  # of the times expected when drafts are chosen: relative, of late

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from scheduler.block_tables import BlockTables
 from scheduler.drafting import DraftPlanner
 from scheduler.limits import SchedulerConfig, refuse_impossible
 from scheduler.live_requests import LiveRequest, LiveRequests
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
+from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
 from scheduler.queue_policy import service_order, turn
-from scheduler.request import FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
+from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 from scheduler.sequence import Sequence, stop_ids
 
 __all__ = ["Scheduler", "SchedulerConfig"]
@@ -44,6 +45,7 @@ class Scheduler:
         self._num_added = 0
         self._num_steps = 0
         self._num_preemptions = 0
+        self._num_promised = 0  # blocks of this step for sequences that others made way for
         self._times = StepTimes()  # of all steps together
 
     @property
@@ -82,6 +84,7 @@ class Scheduler:
         now_s = self._clock()
         for live in self._live.overdue(now_s):
             self._end_all(live, FinishReason.DEADLINE, now_s)
+        self._num_promised = self._make_way()
         rows = self._plan_decodes()
         left = self._config.max_rows_per_step - sum(len(planned.token_ids) for planned in rows)
         if self._live.waiting or len(rows) < len(self._live.running):
@@ -107,8 +110,33 @@ class Scheduler:
                 deltas.append(delta)
         self._add_times(result.times)
         if not self._drafting.is_idle:
-            self._drafting.end_step(plan, result.times)
+            self._drafting.end_step(plan, result)
         return deltas
+
+    def foresee(self, plan: StepPlan) -> tuple[SequencePlan, ...]:
+        """The rows of the step after a planned one, before its tokens are known; none unless all of them are certain.
+
+        They are where every sequence decodes, nothing is drafted and nobody waits. Their tokens are `UNKNOWN_TOKEN`:
+        those that the planned step chooses. A sequence that turns out to end with it has no row in the next plan,
+        and one that comes meanwhile has rows there that were not foreseen. Takes the blocks that the rows need.
+        """
+        if self._live.waiting or len(plan.sequences) < len(self._live.running) or not self._drafting.is_idle:
+            return ()
+        coming = []
+        for planned in plan.sequences:
+            sequence = self._in_flight[planned.sequence_id]
+            known, num_output = len(sequence.tokens) + 1, sequence.num_output + 1
+            if len(planned.token_ids) != 1 or not planned.num_logit_rows or planned.prompt_logprob_targets:
+                return ()
+            if sequence.finish_reason is not None or num_output >= sequence.sampling.max_tokens:
+                continue  # it has ended, or does with this step's token
+            if known >= self._context_limit:
+                continue
+            if self._tables.reserve(sequence, known, 0) < known:
+                return ()
+            start, output_index = planned.start + 1, planned.output_index + 1
+            coming.append(replace(planned, token_ids=(UNKNOWN_TOKEN,), start=start, output_index=output_index))
+        return tuple(coming)
 
     def stats(self) -> SchedulerStats:
         """A snapshot of queues, blocks and drafting."""
@@ -129,6 +157,8 @@ class Scheduler:
             forward_s=self._times.forward_s,
             sample_s=self._times.sample_s,
             draft_s=self._times.draft_s,
+            extend_s=self._times.extend_s,
+            draft_cost_error=self._drafting.cost_error,
         )
 
     def check(self) -> None:
@@ -151,6 +181,40 @@ class Scheduler:
             prompt_scores=[] if wants_scores else None,
             drafting=self._drafting.admit(request),
         )
+
+    def _make_way(self) -> int:
+        """Preempt background sequences whose places or blocks those of the foreground wait for.
+
+        For as many as could get rows in this step, and only where they come first in turn: what waited long enough
+        in the background stays, and what waits in front of them gets in first. It is done before anything is planned,
+        so that no rows are lost. Returns the blocks that are meant for those that get in, which drafts must not take.
+        """
+        running, room = self._live.running, self._config.max_rows_per_step
+        yielding = [sequence for sequence in running if sequence.is_background]  # the last in turn goes first
+        line = list(self._live.waiting.first(_WINDOW)) if yielding else []
+        while line and line[-1].is_background:  # nobody makes way for them, and in a batch there is nobody else
+            line.pop()
+        num_blocks = 0
+        for num_places, sequence in enumerate(line, start=1):
+            if not yielding or room <= 0:
+                break
+            room -= sequence.num_outstanding
+            insists = self._drafting.insists_on_following(sequence)
+            num_blocks += self._tables.num_wanted(sequence, must_be_followed=insists)
+            while not sequence.is_background and not self._has_room(num_places, num_blocks):
+                if not yielding or _place(yielding[-1]) < _place(sequence):
+                    return num_blocks
+                self._preempt(yielding.pop())
+        return num_blocks
+
+    def _has_room(self, num_places: int, num_blocks: int) -> bool:
+        """Whether so many sequences with so many blocks could be let in behind this step's decodes."""
+        running = self._live.running
+        if len(running) + num_places > self._config.max_sequences:
+            return False
+        num_extended = sum(map(self._tables.lacks_block, running))
+        # As `_let_in` will see it: every other running one could still take one more.
+        return num_blocks + num_extended + len(running) + num_places - 1 <= self._tables.num_free
 
     def _plan_decodes(self) -> list[SequencePlan]:
         """One row for every running sequence that lacks just one, and its drafts.
@@ -177,13 +241,13 @@ class Scheduler:
     def _plan_verifies(self, decodes: list[Sequence]) -> list[SequencePlan]:
         """The decodes with as many of their drafts as there are rows and blocks for."""
         self._drafting.begin_step(decodes)
-        num_spare = len(self._live.running)
+        num_spare = len(self._live.running) + self._num_promised
         left = self._config.max_rows_per_step - len(decodes)
         if self._live.waiting or len(decodes) < len(self._live.running):
             left //= 2  # prompts go on beside
         rows = []
         for sequence in decodes:
-            num_drafts = self._drafting.num_drafts(sequence, left, num_spare)
+            num_drafts = self._drafting.num_drafts(sequence, left, num_spare) if sequence.drafts else 0
             left -= num_drafts
             rows.append(self._plan_rows(sequence, 1, num_drafts))
         return rows
@@ -223,7 +287,7 @@ class Scheduler:
         num_places = min(self._config.max_sequences - len(running), _WINDOW)
         line = [sequence for sequence in running if sequence.sequence_id not in self._in_flight]
         line += self._live.waiting.first(num_places)
-        return service_order(sorted(line, key=lambda sequence: (sequence.turn, sequence.sequence_id)))
+        return service_order(sorted(line, key=_place))
 
     def _let_in(self, sequence: Sequence, now_s: float) -> bool:
         """Start a waiting sequence if its blocks can be had and every running one could still take one more."""
@@ -249,11 +313,13 @@ class Scheduler:
 
     def _plan_rows(self, sequence: Sequence, num_rows: int, num_drafts: int = 0) -> SequencePlan:
         self._in_flight[sequence.sequence_id] = sequence
-        if sequence.drafting is None:
+        method = sequence.draft_method
+        if method is DraftMethod.NONE:
             return sequence.rows(num_rows)
         is_sampled = num_rows == sequence.num_outstanding
-        num_proposals = self._drafting.num_proposals(sequence, num_drafts, len(self._live.running)) if is_sampled else 0
-        return sequence.drafted_rows(num_rows, num_drafts, num_proposals)
+        num_spare = len(self._live.running) + self._num_promised
+        num_proposals = self._drafting.num_proposals(sequence, num_drafts, num_spare) if is_sampled else 0
+        return sequence.drafted_rows(num_rows, method, num_drafts, num_proposals)
 
     def _advance(
         self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, now_s: float
@@ -270,7 +336,7 @@ class Scheduler:
         # A row with logits stays only if its token was kept; all others were known to be right.
         sequence.num_computed = planned.start + len(planned.token_ids) - num_logit_rows + num_kept
         self._tables.publish(sequence, planned.start)
-        if sequence.drafting is not None:
+        if planned.draft_method is not DraftMethod.NONE:
             self._drafting.settle(sequence, planned, outcome, num_kept)
         if sequence.prompt_scores is not None:
             sequence.prompt_scores += outcome.prompt_logprobs
@@ -303,6 +369,7 @@ class Scheduler:
             forward_s=before.forward_s + times.forward_s,
             sample_s=before.sample_s + times.sample_s,
             draft_s=before.draft_s + times.draft_s,
+            extend_s=before.extend_s + times.extend_s,
         )
 
     def _end_all(self, live: LiveRequest, reason: FinishReason, now_s: float) -> None:
@@ -326,3 +393,8 @@ class Scheduler:
         sequence.finish_reason = reason
         self._live.remove(sequence)
         self._tables.release(sequence)
+
+
+def _place(sequence: Sequence) -> tuple[float, int]:
+    """Of a sequence in line: equal turns go by arrival, for who yields as for who comes next, or the two never end."""
+    return sequence.turn, sequence.sequence_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from scheduler.draft_odds import DraftOdds
@@ -18,6 +17,7 @@ class Drafting:
     method: DraftMethod
     odds: DraftOdds
     max_drafts: int
+    is_foreseeable: bool  # whether its rounds tell a right draft model from a wrong one
     tally: DraftTally = field(default_factory=DraftTally)
 
 
@@ -59,6 +59,11 @@ class Sequence:
         return self.request.sampling
 
     @property
+    def is_background(self) -> bool:
+        """Whether it gives way to every sequence of the foreground that comes before it in turn."""
+        return self.request.priority < 0
+
+    @property
     def num_prompt(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt)
@@ -88,42 +93,35 @@ class Sequence:
 
     def rows(self, num_rows: int) -> SequencePlan:
         """The next `num_rows` rows, to be computed in one step."""
+        return self.drafted_rows(num_rows, DraftMethod.NONE, 0, 0)
+
+    def drafted_rows(self, num_rows: int, method: DraftMethod, num_drafts: int, num_proposals: int) -> SequencePlan:
+        """The next rows with drafts behind them, and what the drafter shall do after them."""
         start, end = self.num_computed, self.num_computed + num_rows
         sampling, tokens = self.request.sampling, self.tokens
         num_prompt = len(self.request.prompt)
         is_sampled = end == len(tokens) and sampling.max_tokens > 0
+        token_ids = (tokens[start],) if num_rows == 1 else tuple(tokens[start:end])
+        after = None
+        if method is not DraftMethod.NONE and not is_sampled:
+            # Behind a prompt that is only scored comes nothing: nobody reads the draft model's last row there.
+            after = tokens[end] if end < len(tokens) else tokens[-1]
         return SequencePlan(
             sequence_id=self.sequence_id,
-            token_ids=(tokens[start],) if num_rows == 1 else tuple(tokens[start:end]),
+            token_ids=token_ids + self.drafts[:num_drafts] if num_drafts else token_ids,
             start=start,
             block_table=self.block_table,
-            num_logit_rows=1 if is_sampled else 0,
+            num_logit_rows=1 + num_drafts if is_sampled else 0,
             sampling=sampling,
             sequence_index=self.index,
             output_index=len(tokens) - num_prompt,
             prompt_logprob_targets=() if self.prompt_scores is None else self.request.prompt[start + 1 : end + 1],
             num_prompt_tokens=num_prompt,
-            history=tokens if _reads_history(sampling) else (),
+            history=tokens if method is DraftMethod.NGRAM or _reads_history(sampling) else (),
             stop_token_ids=self.stop_token_ids,
-        )
-
-    def drafted_rows(self, num_rows: int, num_drafts: int, num_proposals: int) -> SequencePlan:
-        """The next rows with drafts behind them, and what the drafter shall do after them."""
-        plain, method = self.rows(num_rows), self.draft_method
-        end = plain.start + num_rows
-        if end < len(self.tokens):
-            after: int | None = self.tokens[end]
-        else:
-            # Behind a prompt that is only scored comes nothing: nobody reads the draft model's last row there.
-            after = None if plain.num_logit_rows else self.tokens[-1]
-        return dataclasses.replace(
-            plain,
-            token_ids=plain.token_ids + self.drafts[:num_drafts],
-            num_logit_rows=plain.num_logit_rows + num_drafts,
             next_token_id=after,
             draft_method=method,
             num_proposals=num_proposals,
-            history=self.tokens if method is DraftMethod.NGRAM else plain.history,
         )
 
     def accept(self, token_ids: tuple[int, ...], max_context: int) -> int:

@@ -59,6 +59,83 @@ def test_the_lower_priority_gives_way_though_it_came_first() -> None:
     world.assert_outputs()
 
 
+def test_the_background_gives_its_place_to_the_foreground_at_once() -> None:
+    world = World(replace(CONFIG, max_sequences=2, prefix_cache=False))
+    world.add(*(request(name, max_tokens=20, first=first, priority=-1) for first, name in enumerate("abc", start=1)))
+    world.step()
+    world.clock.now_s += 1.0
+    world.add(request("user", max_tokens=2, first=5))
+    world.step()
+    assert len(world.output("user")) == 1, "its whole prompt ran in the first step after it came"
+    assert world.rows("b") == 0, "the last in turn of those that ran"
+    world.run()
+    counts = {name: world.told[name, 0].usage.num_preemptions for name in "abc"}  # type: ignore[union-attr]
+    assert counts == {"a": 0, "b": 1, "c": 0}
+    world.assert_outputs()
+
+
+def test_the_background_gives_its_blocks_to_the_foreground_at_once() -> None:
+    world = World(TIGHT)
+    world.add(request("batch", length=20, max_tokens=10, priority=-1))
+    world.step()
+    world.add(request("user", length=20, max_tokens=4, first=3))
+    world.step()
+    assert (len(world.output("user")), world.rows("batch")) == (1, 0)
+    world.run()
+    world.assert_outputs()
+
+
+def test_nobody_gives_way_to_the_background_or_to_a_higher_priority_of_the_foreground() -> None:
+    world = World(replace(CONFIG, max_sequences=1))
+    for name, priority in (("user", 0), ("batch", -1), ("urgent", 50)):
+        world.add(request(name, max_tokens=5, priority=priority))
+        world.step()
+    world.run()
+    assert world.scheduler.stats().num_preemptions == 0
+
+
+def test_one_batch_does_not_give_way_to_another() -> None:
+    world = World(replace(CONFIG, max_sequences=1))
+    world.add(request("first", max_tokens=5, priority=-100))
+    world.step()
+    world.add(request("second", max_tokens=5, priority=-1))
+    world.run()
+    assert world.scheduler.stats().num_preemptions == 0
+
+
+def test_what_waited_its_time_in_the_background_stays() -> None:
+    world = World(replace(CONFIG, max_sequences=1, ageing_s=10.0))
+    world.add(request("batch", max_tokens=5, priority=-2))
+    world.step()
+    world.clock.now_s += 21.0  # two priorities are worth 20 s
+    world.add(request("user", max_tokens=5))
+    world.run()
+    assert world.scheduler.stats().num_preemptions == 0
+
+
+def test_equals_in_turn_do_not_push_each_other_out_for_ever() -> None:
+    world = World(replace(CONFIG, max_sequences=1, ageing_s=10.0))
+    world.add(request("batch", max_tokens=5, priority=-2))
+    world.step()
+    world.clock.now_s += 20.0 - (world.clock.now_s - world.scheduler._live.running.last().arrival_s)
+    world.add(request("user", max_tokens=5))
+    running, waiting = world.scheduler._live.running.last(), world.scheduler._live.waiting.last()
+    assert running.turn == waiting.turn, "the world must bring about what it is made for"
+    world.run()
+    assert world.scheduler.stats().num_preemptions == 0
+
+
+def test_no_more_give_way_than_the_step_has_rows_for() -> None:
+    world = World(replace(CONFIG, max_sequences=8, max_rows_per_step=16, prefix_cache=False))
+    world.add(*(request(f"b{number}", length=2, max_tokens=30, first=1 + number, priority=-1) for number in range(8)))
+    world.step()
+    world.add(*(request(f"u{number}", length=12, max_tokens=2, first=20 + number) for number in range(8)))
+    world.step()
+    assert world.scheduler.stats().num_preemptions == 2, "24 rows of prompts for 16 of the step"
+    world.run()
+    world.assert_outputs()
+
+
 def test_many_that_outgrow_the_pool_all_end() -> None:
     world = World(TIGHT)
     world.add(*(request(f"r{number}", length=3 + number, max_tokens=20, first=1 + number) for number in range(9)))

@@ -11,8 +11,8 @@ from scheduler.sequence import Sequence
 from tests.scheduler.world import request
 
 
-def sequence(number: int, length: int) -> Sequence:
-    asked = request(str(number), length)
+def sequence(number: int, length: int, priority: int = 0) -> Sequence:
+    asked = request(str(number), length, priority=priority)
     return Sequence(
         sequence_id=number,
         index=0,
@@ -36,6 +36,12 @@ def test_the_first_stays_first_then_the_shortest() -> None:
     line = [sequence(1, 50), sequence(2, 90), sequence(3, 5), sequence(4, 20)]
     assert [s.sequence_id for s in service_order(line)] == [1, 3, 4, 2]
     assert service_order([]) == []
+
+
+def test_the_background_comes_last_unless_it_is_first_in_turn() -> None:
+    line = [sequence(1, 50), sequence(2, 9, priority=-1), sequence(3, 90), sequence(4, 20)]
+    assert [s.sequence_id for s in service_order(line)] == [1, 4, 3, 2]
+    assert [s.sequence_id for s in service_order(line[1:])] == [2, 4, 3]
 
 
 def test_a_line_is_sorted_whatever_the_order_of_arrival() -> None:

@@ -139,6 +139,21 @@ class RandomEvents(RuleBasedStateMachine):
         self.world.hear(self.world.engine.commit(plan, result))
         self.expect_ends(now_s)
 
+    @rule(length=st.integers(1, 8))
+    def arrive_alone(self, length: int) -> None:
+        """A request of the foreground that is first in line waits for nothing that the background holds."""
+        world = self.world
+        if any(True for _ in world.scheduler._live.waiting):
+            return
+        name = f"r{len(world.requests)}"
+        fitting = prompt(min(length, world.config.context_limit - 1))
+        world.add(Request(request_id=name, prompt=fitting, sampling=SamplingParams(max_tokens=2)))
+        turn = next(iter(world.scheduler._live.waiting)).turn
+        num_rows = world.step_rows()
+        waits = any(sequence.request.request_id == name for sequence in world.scheduler._live.waiting)
+        later = [s for s in world.scheduler._live.running if s.request.priority < 0 and s.turn > turn]
+        assert not waits or not later or num_rows >= world.config.max_rows_per_step, f"{name} waits for {later}"
+
     def expect_ends(self, planned_s: float) -> None:
         """What was aborted, and what was overdue when the step was planned, has ended with that step."""
         for (name, index), told in self.world.told.items():

@@ -107,6 +107,12 @@ class World:
         self.scheduler.check()
         return deltas
 
+    def step_rows(self) -> int:
+        """One step; returns how many rows it had."""
+        num_before = len(self.plans)
+        self.step()
+        return sum(plan.num_rows for plan in self.plans[num_before:])
+
     def run(self, max_steps: int = 2000) -> None:
         """Steps until nothing is left to do."""
         for _ in range(max_steps):
