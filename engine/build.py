@@ -12,22 +12,27 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 import kernels.native
-from engine.config import Acceptance, EngineConfig, Precision
+from engine.config import Acceptance, EngineConfig, KVPrecision, Precision
 from engine.drafters.build import chain_drafter, draft_weight_bytes, kv_block_bytes, load_draft_model
 from engine.drafters.memory import DraftMemory
+from engine.drafters.proposal_sizes import proposal_bytes
 from engine.engine import Engine
+from engine.graphs.build import graph_runner
+from engine.graphs.sizes import graph_bytes, runs_graphs
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
 from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
 from engine.model_runner import ModelRunner
 from engine.rank import Rank, RankFacts
+from engine.runner import Runner
+from engine.warm_up import warm_up
+from kernels.linear import reads_fp8
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from router.all_to_all import AllToAllDispatcher
+from router.group import GroupDispatcher
 from router.local import LocalDispatcher
 from router.placement import Placement
-from scheduler.plan import SequencePlan, StepPlan
-from scheduler.request import SamplingParams
+from scheduler.draft_costs import DraftedStep
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
 Progress = Callable[[str, int, int], None]  # stage ("loading", "warming"), bytes done, bytes in all
@@ -39,13 +44,14 @@ _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 class _Parts:
     engine: Engine
     facts: RankFacts
-    dispatcher: LocalDispatcher | AllToAllDispatcher
+    dispatcher: LocalDispatcher | GroupDispatcher
 
 
 def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> Engine:
     """Build an engine that holds every expert, to be stepped by the caller.
 
-    Raises CheckpointError or ConfigError for what the checkpoint lacks, OutOfMemory for what the machine lacks.
+    Raises CheckpointError or ConfigError for what the checkpoint lacks, OutOfMemory for what the machine lacks,
+    ValueError for a promise that the kernels here do not keep.
     """
     assert config.group_size == 1, "a rank of a group steps with its group: build_rank"
     return _assemble(config, on_progress).engine
@@ -84,17 +90,14 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
 def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     """Load the model, size the KV cache by what is left, put scheduler and runner together, warm up."""
     report = on_progress or (lambda stage, done, total: None)
-    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // config.group_size)
-    torch.set_num_threads(num_threads)
-    kernels.native.use(config.kernels.value, amx=config.use_amx, num_threads=num_threads)
-    if kernels.native.library() is not None:
-        # torch's own few operations are small then, and its threads wait for one another: see docs/decisions.md.
-        torch.set_num_threads(1)
+    _choose_kernels(config)
     model_config = ModelConfig.from_dir(config.model_dir)
     dtype, device = _DTYPES[config.precision], _device(config.device)
+    kv_dtype = torch.float8_e4m3fn if config.kv_precision is KVPrecision.FP8 else dtype
     placement = Placement.even(model_config.num_experts, config.group_size)
-    dispatcher = _dispatcher(config, placement)
-    num_weight_bytes = weight_bytes(model_config, dtype, placement.local_experts(config.rank))
+    dispatcher = _dispatcher(config, placement, device)
+    local_experts = placement.local_experts(config.rank)
+    num_weight_bytes = weight_bytes(model_config, dtype, local_experts, keeps_fp8=reads_fp8(device))
     num_weight_bytes += draft_weight_bytes(config, model_config, dtype)
     demand_room_for_weights(num_weight_bytes, available_bytes(device))
     target = Target(dtype=dtype, device=device, placement=placement, rank=config.rank)
@@ -106,24 +109,29 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         on_progress=_hundredths(report),
     )
     draft_model = load_draft_model(config, model, dtype, device)
-    draft_block_bytes = 0 if draft_model is None else kv_block_bytes(draft_model, config.block_size, dtype)
-    num_blocks = kv_blocks(config, model_config, dtype, available_bytes(device), draft_block_bytes)
-    kv = KVCache(model_config, num_blocks, config.block_size, dtype, device)
+    draft_block_bytes = 0 if draft_model is None else kv_block_bytes(draft_model, config.block_size, kv_dtype)
+    has_graphs = runs_graphs(config, device.type)
+    spoken_for = proposal_bytes(config, model_config) + (graph_bytes(config, model_config) if has_graphs else 0)
+    free_bytes = max(available_bytes(device) - spoken_for, 0)
+    num_blocks = kv_blocks(config, model_config, kv_dtype, free_bytes, draft_block_bytes)
+    num_allocated = num_blocks + int(has_graphs)  # the scheduler knows nothing of the last, where padding writes
+    kv = KVCache(model_config, num_allocated, config.block_size, kv_dtype, device)
     drafter = None
     if draft_model is not None:
         is_drawn = config.speculation.acceptance is Acceptance.REJECTION
         memory = DraftMemory(config.max_sequences) if is_drawn else None
-        drafter = chain_drafter(draft_model, num_blocks, config.block_size, dtype, device, memory)
-    runner = ModelRunner(model, kv, device, drafter, config.speculation)
+        drafter = chain_drafter(draft_model, num_allocated, config.block_size, kv_dtype, device, memory)
     report("warming", 0, 0)
-    _warm_up(runner, config)
-    scheduling = _scheduling(config, model_config, num_blocks)
+    runner: Runner = ModelRunner(model, kv, device, drafter, config.speculation)
+    if has_graphs:
+        runner = graph_runner(config, model, kv, drafter, device)
+    scheduling = _scheduling(config, model_config, num_blocks, warm_up(runner, config, model_config.vocab_size))
     facts = RankFacts(
         rank=config.rank,
         device=str(device),
         experts=target.local_experts,
         weight_bytes=num_weight_bytes,
-        kv_bytes=kv.num_bytes + num_blocks * draft_block_bytes,
+        kv_bytes=kv.num_bytes + num_allocated * draft_block_bytes,
         kv_tokens=num_blocks * config.block_size,
         kernels=kernels.native.backend(),
         max_context=scheduling.context_limit,
@@ -135,6 +143,20 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         facts=facts,
         dispatcher=dispatcher,
     )
+
+
+def _choose_kernels(config: EngineConfig) -> None:
+    """Of this process, and on how many threads they run."""
+    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // config.group_size)
+    torch.set_num_threads(num_threads)
+    kernels.native.use(
+        config.kernels.value, amx=config.use_amx, num_threads=num_threads, batch_invariant=config.batch_invariant
+    )
+    if config.batch_invariant:
+        kernels.native.demand_batch_invariance(_device(config.device))
+    if kernels.native.library() is not None:
+        # torch's own few operations are small then, and its threads wait for one another: see docs/decisions.md.
+        torch.set_num_threads(1)
 
 
 def _hundredths(report: Progress) -> Callable[[int, int], None]:
@@ -157,10 +179,10 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dispatcher(config: EngineConfig, placement: Placement) -> LocalDispatcher | AllToAllDispatcher:
+def _dispatcher(config: EngineConfig, placement: Placement, device: torch.device) -> LocalDispatcher | GroupDispatcher:
     if config.group_size == 1:
-        return LocalDispatcher(placement.num_experts)
-    return AllToAllDispatcher(placement, config.rank, _world())
+        return LocalDispatcher(placement.num_experts, device)
+    return GroupDispatcher(placement, config.rank, _world(), device)
 
 
 def _world() -> dist.ProcessGroup:
@@ -170,7 +192,9 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:
+def _scheduling(
+    config: EngineConfig, model: ModelConfig, num_blocks: int, measured: tuple[DraftedStep, ...]
+) -> SchedulerConfig:
     """What the scheduler may use."""
     return SchedulerConfig(
         num_blocks=num_blocks,
@@ -187,27 +211,5 @@ def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> Sc
         model_method=config.speculation.loaded,
         max_drafts=config.speculation.max_drafts,
         adaptive_drafts=config.speculation.adaptive,
+        measured=measured,
     )
-
-
-def _warm_up(runner: ModelRunner, config: EngineConfig) -> None:
-    """Two steps that nobody waits for, a chunk and a decode, so that the first request finds everything in place.
-
-    They write to block 0, which no sequence owns yet. Every rank of a group runs them, hence the same collectives.
-    """
-    method = config.speculation.loaded
-    num_drafts = 1 if method.has_kv else 0  # one pass: its row is there, whatever the block size
-    for step, num_rows in enumerate((min(config.block_size, 8), 1)):
-        sequence = SequencePlan(
-            sequence_id=-1,
-            token_ids=(0,) * num_rows,
-            start=0,
-            block_table=(0,),
-            num_logit_rows=1,
-            sampling=SamplingParams(max_tokens=1, top_k=2),
-            sequence_index=0,
-            output_index=0,
-            draft_method=method,
-            num_proposals=num_drafts,
-        )
-        runner.run(StepPlan(step_id=-2 + step, sequences=(sequence,), num_rows=num_rows, num_draft_passes=num_drafts))

@@ -11,18 +11,26 @@ EAGLE3_FOLDER = "eagle3"  # of a draft head, in the model's folder unless the co
 
 
 class Precision(enum.Enum):
-    """The dtype of activations, weights and KV cache. Routing, softmax and sums are fp32 in either."""
+    """The dtype of activations and weights. Routing, softmax and sums are fp32 in either."""
 
     FP32 = "float32"
     BF16 = "bfloat16"
 
 
+class KVPrecision(enum.Enum):
+    """The dtype of keys and values in the cache, a draft model's included."""
+
+    AUTO = "auto"  # that of the activations
+    FP8 = "float8_e4m3"
+
+
 class KernelChoice(enum.Enum):
     """Which kernels run."""
 
-    AUTO = "auto"  # native where they can be built, else torch
+    AUTO = "auto"  # Triton on a GPU; on the CPU native where they can be built, else torch
     NATIVE = "native"  # or an error
     TORCH = "torch"
+    TRITON = "triton"  # on the CPU, too, through the interpreter: for tests
 
 
 class Acceptance(enum.Enum):
@@ -30,6 +38,22 @@ class Acceptance(enum.Enum):
 
     MATCH = "match"  # the likeliest tokens, accepted while they are what plain decoding draws: output is the same
     REJECTION = "rejection"  # drawn, and accepted by rejection sampling: other tokens of the same distribution
+
+
+class GraphUse(enum.Enum):
+    """Whether decodes and verifies run in fixed shapes, recorded as CUDA graphs."""
+
+    AUTO = "auto"  # on a GPU, with the Triton kernels
+    OFF = "off"
+    UNRECORDED = "unrecorded"  # in fixed shapes on any device, but without recording: for tests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphConfig:
+    """Which steps run as graphs."""
+
+    use: GraphUse = GraphUse.AUTO
+    max_sequences: int = 64  # of a step; larger ones run as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +76,16 @@ class SpeculationConfig:
     ngram_longest: int = 4  # tokens at the end that are looked for earlier
     ngram_shortest: int = 2
     debug: bool = False  # compare the ranks' collectives at each step
+
+    @property
+    def drafts_by_default(self) -> bool:
+        """Whether requests that say nothing are drafted for."""
+        return self.method is not DraftMethod.NONE
+
+    @property
+    def draws_drafts(self) -> bool:
+        """Whether the draft model draws the drafts of sequences that sample."""
+        return self.acceptance is Acceptance.REJECTION and self.loaded.has_kv
 
     @property
     def loaded(self) -> DraftMethod:
@@ -78,6 +112,7 @@ class EngineConfig:
     num_blocks: int | None = None
     kv_bytes: int | None = None
     kv_fraction: float = 0.5
+    kv_precision: KVPrecision = KVPrecision.AUTO
     block_size: int = 16
     max_rows_per_step: int = 2048
     max_sequences: int = 256
@@ -87,5 +122,7 @@ class EngineConfig:
     ageing_s: float = 10.0
     kernels: KernelChoice = KernelChoice.AUTO
     use_amx: bool = True
+    batch_invariant: bool = False  # no bit of a row depends on what runs beside it
     num_threads: int | None = None  # None: the machine's cores / group_size
+    graphs: GraphConfig = GraphConfig()
     speculation: SpeculationConfig = SpeculationConfig()

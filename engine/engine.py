@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.runner import Runner
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import FinishReason, Request, SchedulerStats, TokenDelta
@@ -40,15 +42,17 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """Choose what the next step computes; `execute` or `run` and `commit` must follow before the next plan."""
-        return self._scheduler.plan()
+        plan = self._scheduler.plan()
+        shape = self._runner.shape(plan)
+        return plan if shape is None else replace(plan, shape=shape)
 
     def execute(self, plan: StepPlan) -> list[TokenDelta]:
         """Compute a planned step. A plan without sequences is valid: it takes part in the group's collectives."""
         return self.commit(plan, self.run(plan))
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute the rows of a plan."""
-        return self._runner.run(plan)
+        """Compute the rows of a plan. Meanwhile the device may be given what is certain of the next one."""
+        return self._runner.run(plan, lambda: self._scheduler.foresee(plan))
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Take over the results of a plan."""

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from engine.config import StoreAddress
+from scheduler.plan import StepShape
 
 # A wait that runs out only starts again: the ring, not the clock, ends a sleep.
 _ONE_WAIT = timedelta(days=1)
@@ -28,6 +29,7 @@ class StepNeeds:
     num_steps: int = 0  # run so far; ranks that disagree would wait for one another for ever
     num_draft_passes: int = 0  # of the draft model, which may have collectives of its own
     num_collectives: int = 0  # made in all steps so far, where they are counted
+    shape: StepShape | None = None  # the room it takes where it may be padded; None: it runs as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class GroupStep:
     has_work: bool  # any rank: then all run the step
     is_leaving: bool  # any rank: then all stop, without running the step
     num_draft_passes: int = 0  # the most of any rank: what all run
+    shape: StepShape | None = None  # that holds the step of every rank; None where one of them runs as it is
 
 
 class Lockstep(Protocol):
@@ -69,6 +72,7 @@ class LocalLockstep:
             has_work=needs.has_work,
             is_leaving=needs.is_leaving,
             num_draft_passes=needs.num_draft_passes,
+            shape=needs.shape,
         )
 
     def sleep(self) -> None:
@@ -94,7 +98,7 @@ class GroupLockstep:
         self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
         self._epoch = epoch
         self._group = group
-        self._gathered = [torch.zeros(6, dtype=torch.int64) for _ in range(group.size())]
+        self._gathered = [torch.zeros(8, dtype=torch.int64) for _ in range(group.size())]
         self._lock = threading.Lock()
         self._num_sleeps = 0
         self._is_asleep = False
@@ -105,9 +109,10 @@ class GroupLockstep:
         mine = [
             *(needs.num_rows, int(needs.has_work), int(needs.is_leaving)),
             *(needs.num_steps, needs.num_draft_passes, needs.num_collectives),
+            *((-1, -1) if needs.shape is None else (needs.shape.num_sequences, needs.shape.most_rows)),
         ]
         self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
-        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives = zip(
+        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives, num_sequences, most_rows = zip(
             *(t.tolist() for t in self._gathered), strict=True
         )
         assert len(set(num_steps)) == 1, f"ranks ran different numbers of steps: {num_steps}"
@@ -117,6 +122,7 @@ class GroupLockstep:
             has_work=any(has_work),
             is_leaving=any(is_leaving),
             num_draft_passes=max(num_passes),
+            shape=None if min(most_rows) < 0 else StepShape(num_sequences=max(num_sequences), most_rows=max(most_rows)),
         )
 
     def sleep(self) -> None:

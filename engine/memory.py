@@ -12,7 +12,7 @@ import torch
 from engine.config import EngineConfig
 from model.config import ModelConfig
 from model.kv_cache import kv_bytes_per_block
-from model.tensors import TensorKind, expected_tensors
+from model.tensors import TensorKind, TensorSpec, expected_tensors, is_fp8
 
 _CGROUP = Path("/sys/fs/cgroup")
 _FP32_KINDS = (TensorKind.ROUTER, TensorKind.BIAS)
@@ -22,17 +22,29 @@ class OutOfMemory(Exception):
     """The memory asked for is not there."""
 
 
-def weight_bytes(model: ModelConfig, dtype: torch.dtype, local_experts: Collection[int]) -> int:
-    """Bytes of the weights of a rank that holds these experts, as they lie in memory."""
+def weight_bytes(
+    model: ModelConfig, dtype: torch.dtype, local_experts: Collection[int], *, keeps_fp8: bool = False
+) -> int:
+    """Bytes of the weights of a rank that holds these experts, as they lie in memory.
+
+    `keeps_fp8`: the rank's kernels read FP8 weights as they are stored.
+    """
     local = set(local_experts)
     loaded = sum(
-        math.prod(spec.shape) * (4 if spec.kind in _FP32_KINDS else dtype.itemsize)
+        _fp8_bytes(spec, model)
+        if keeps_fp8 and is_fp8(spec, model)
+        else math.prod(spec.shape) * (4 if spec.kind in _FP32_KINDS else dtype.itemsize)
         for spec in expected_tensors(model)
         if spec.expert is None or spec.expert in local
     )
     # A tied head is laid out a second time, for the way in which a head is read.
     second_head = model.vocab_size * model.hidden_size * dtype.itemsize if model.tie_word_embeddings else 0
     return loaded + second_head
+
+
+def _fp8_bytes(spec: TensorSpec, model: ModelConfig) -> int:
+    assert model.quantization is not None, f"{spec.name}: no quantization_config"
+    return math.prod(spec.shape) + 4 * math.prod(model.quantization.scale_shape(*spec.shape))
 
 
 def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
@@ -57,7 +69,7 @@ def demand_room_for_weights(needed_bytes: int, free_bytes: int) -> None:
 def kv_blocks(
     config: EngineConfig, model: ModelConfig, dtype: torch.dtype, free_bytes: int, draft_bytes_per_block: int = 0
 ) -> int:
-    """How many blocks the KV cache gets, of which a draft model has `draft_bytes_per_block`.
+    """How many blocks of `dtype` the KV cache gets, of which a draft model has `draft_bytes_per_block`.
 
     Raises OutOfMemory when they do not fit, or hold no single token.
     """

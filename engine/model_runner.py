@@ -11,13 +11,13 @@ import torch
 from engine.batch import build_batch
 from engine.config import SpeculationConfig
 from engine.drafters.chain import ChainDrafter
-from engine.drafters.ngram import look_up
+from engine.drafters.ngram import with_look_ups
 from engine.results import results_from_logits
+from engine.runner import Foresight
 from model.bailing import BailingModel
 from model.batch import Batch, ModelOutput
 from model.kv_cache import KVCache
-from scheduler.plan import SequenceResult, StepPlan, StepResult, StepTimes
-from scheduler.request import DraftMethod
+from scheduler.plan import SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 
 
 class ModelRunner:
@@ -37,8 +37,12 @@ class ModelRunner:
         self._drafter = drafter
         self._speculation = speculation or SpeculationConfig()
 
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        """See `engine.runner.Runner`: every step runs as it is."""
+        return None
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         """See `engine.runner.Runner`."""
         begin_s = time.perf_counter()
         batch = build_batch(plan, self._kv.block_size, self._device)
@@ -52,26 +56,22 @@ class ModelRunner:
         if is_drafting or any(planned.num_proposals for planned in plan.sequences):
             results = self._with_drafts(plan, batch, output, results)
         draft_s = time.perf_counter()
-        times = StepTimes(forward_s=forward_s - begin_s, sample_s=sample_s - forward_s, draft_s=draft_s - sample_s)
+        times = StepTimes(
+            forward_s=forward_s - begin_s,
+            sample_s=sample_s - forward_s,
+            draft_s=draft_s - sample_s,
+            extend_s=self._drafter.extend_s if self._drafter is not None and is_drafting else 0.0,
+        )
         return StepResult(step_id=plan.step_id, sequences=results, times=times)
 
     def _with_drafts(
         self, plan: StepPlan, batch: Batch, output: ModelOutput, results: Sequence[SequenceResult]
     ) -> tuple[SequenceResult, ...]:
         """The results with what is proposed for the next step."""
-        drafts: list[tuple[int, ...]] = [()] * len(results)
         if self._drafter is not None and plan.num_draft_passes:
             drafts = self._drafter.draft(plan, batch, output, [result.token_ids for result in results])
-        limits = self._speculation
-        for place, (planned, result) in enumerate(zip(plan.sequences, results, strict=True)):
-            if planned.draft_method is DraftMethod.NGRAM and planned.num_proposals and not result.error:
-                drafts[place] = look_up(
-                    [*planned.history, *result.token_ids],
-                    planned.num_proposals,
-                    longest=limits.ngram_longest,
-                    shortest=limits.ngram_shortest,
-                )
-        return tuple(
-            dataclasses.replace(result, draft_ids=proposed) if proposed else result
-            for result, proposed in zip(results, drafts, strict=True)
-        )
+            results = [
+                dataclasses.replace(result, draft_ids=proposed) if proposed else result
+                for result, proposed in zip(results, drafts, strict=True)
+            ]
+        return with_look_ups(plan.sequences, results, self._speculation)

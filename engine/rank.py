@@ -152,13 +152,14 @@ class Rank:
                 num_steps=self._num_steps,
                 num_draft_passes=plan.num_draft_passes,
                 num_collectives=self._num_collectives(),
+                shape=plan.shape,
             )
         )
         if agreed.is_leaving:
             return False
         if agreed.has_work:
-            if agreed.num_draft_passes != plan.num_draft_passes:
-                plan = dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes)
+            if (agreed.num_draft_passes, agreed.shape) != (plan.num_draft_passes, plan.shape):
+                plan = dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes, shape=agreed.shape)
             deltas = self._engine.execute(plan)
             self._num_steps += 1
             self._publish(refusals + deltas)
@@ -177,6 +178,8 @@ class Rank:
             if isinstance(item, str):
                 self._engine.abort(item)
                 continue
+            if item.priority < 0:
+                self._outbox.expect_background(item.request_id, item.num_sequences)
             try:
                 self._engine.add(item)
             except (RequestRefused, QueueFull) as refusal:

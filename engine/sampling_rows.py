@@ -29,6 +29,11 @@ def sampling_row(sequence: SequencePlan, ahead: int, proposal: Proposal | None =
     )
 
 
+def has_edits(sequence: SequencePlan) -> bool:
+    """Whether anything happens to the logits of any of its rows before temperature."""
+    return _edits(sequence, sequence.sampling, 0) is not None  # what masks a later row masks the first
+
+
 def _edits(sequence: SequencePlan, params: SamplingParams, ahead: int) -> LogitEdits | None:
     """What happens to the logits before temperature; None where nothing does."""
     forbidden = sequence.stop_token_ids if sequence.output_index + ahead < params.min_tokens else ()

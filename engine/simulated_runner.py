@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
+from engine.runner import Foresight
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
 _BEGINNING = 0x9E3779B97F4A7C15  # the digest of no tokens at all
@@ -139,7 +140,11 @@ class SimulatedRunner:
         self._on_step = on_step
         self._times = times
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        """See `engine.runner.Runner`."""
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         """Compute the rows of a plan. Raises StaleKV."""
         if self._on_step is not None:
             self._on_step(plan)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from engine.config import EAGLE3_FOLDER, EngineConfig
+from engine.config import EngineConfig
 from engine.drafters.chain import ChainDrafter
 from engine.drafters.draft_model import DraftModel
 from engine.drafters.memory import DraftMemory
+from engine.drafters.proposal_sizes import head_folder
 from kernels.paged_attention import allocate_kv_layer
 from model.bailing import BailingModel
 from model.config import ModelConfig
@@ -24,7 +23,7 @@ def draft_weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dt
     """Bytes of weights beside the model's own. Raises CheckpointError or ConfigError for a head that is not there."""
     if config.speculation.loaded is not DraftMethod.EAGLE3:
         return 0
-    return num_parameters(Eagle3Config.from_dir(_head_folder(config), model), model) * dtype.itemsize
+    return num_parameters(Eagle3Config.from_dir(head_folder(config), model), model) * dtype.itemsize
 
 
 def load_draft_model(
@@ -34,17 +33,13 @@ def load_draft_model(
     method = config.speculation.loaded
     if method is DraftMethod.EAGLE3:
         return load_eagle3(
-            _head_folder(config), model.config, model.embedding, dtype, device, lm_head=model.lm_head.weight
+            head_folder(config), model.config, model.embedding, dtype, device, lm_head=model.lm_head.weight
         )
     if method is DraftMethod.MTP:
         if model.mtp is None:
             raise ConfigError("num_nextn_predict_layers", "0: this checkpoint has no MTP layer to draft with")
         return model.mtp
     return None
-
-
-def _head_folder(config: EngineConfig) -> Path:
-    return Path(config.speculation.draft_dir or Path(config.model_dir) / EAGLE3_FOLDER)
 
 
 def kv_block_bytes(model: DraftModel, block_size: int, dtype: torch.dtype) -> int:

@@ -7,6 +7,7 @@ one row a sequence, with the state and the draft of the pass before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,8 +45,9 @@ class ChainDrafter:
         memory: DraftMemory | None = None,
     ) -> None:
         self.memory = memory
+        self.model = model
         self.kv = kv
-        self._model = model
+        self.extend_s = 0.0  # that the last call of `draft` took to follow the rows of its step, first drafts included
         self._block_size = block_size
         self._device = device
         self._nothing = torch.zeros(0, dtype=torch.int64, device=device)
@@ -56,7 +58,7 @@ class ChainDrafter:
     @property
     def capture_layers(self) -> tuple[int, ...]:
         """Layers whose inputs the model's forward pass is to capture."""
-        return self._model.capture_layers
+        return self.model.capture_layers
 
     @torch.inference_mode()
     def draft(
@@ -66,18 +68,20 @@ class ChainDrafter:
 
         `kept` holds the tokens that each sequence of the plan got in this step, none inside a prompt.
         """
+        begin_s, self.extend_s = time.perf_counter(), 0.0
         drafts: list[list[int]] = [[] for _ in plan.sequences]
         rows = following_rows(plan.sequences, kept, self._block_size)
-        if not rows.num_rows and not self._model.is_collective:
+        if not rows.num_rows and not self.model.is_collective:
             return [()] * len(drafts)
-        states = self._model.first_states(output)
+        states = self.model.first_states(output)
         if rows.num_rows < states.shape[0]:
             states = states.index_select(0, self._tensor(rows.source_rows))
         states = self._run(states, batch, rows)
+        self.extend_s = time.perf_counter() - begin_s
         for number in range(plan.num_draft_passes):
             # The sequences that want a draft more, by their place among the rows' sequences.
             wanting = [place for place, owner in enumerate(rows.owners) if number < plan.sequences[owner].num_proposals]
-            if not wanting and not self._model.is_collective:
+            if not wanting and not self.model.is_collective:
                 break
             if len(wanting) < rows.num_rows:
                 last = np.array([rows.ends[place] - 1 for place in wanting], dtype=np.int64)
@@ -87,6 +91,8 @@ class ChainDrafter:
             tokens = self._proposed(states, [plan.sequences[owner] for owner in owners], ahead) if wanting else []
             for owner, token in zip(owners, tokens, strict=True):
                 drafts[owner].append(token)
+            if not number:
+                self.extend_s = time.perf_counter() - begin_s
             if number + 1 < plan.num_draft_passes:
                 rows = further_rows(plan.sequences, rows, wanting, tokens, self._block_size)
                 states = self._run(states, batch, rows)
@@ -94,7 +100,7 @@ class ChainDrafter:
 
     def _proposed(self, states: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]) -> list[int]:
         """A draft for each sequence, `ahead` of its first output index, from its state [S, h]."""
-        logits = self._model.logits(states)
+        logits = self.model.logits(states)
         tokens = self._best(logits)
         if self.memory is not None:
             for place, proposal in self._drawn(logits, sequences, ahead).items():
@@ -118,14 +124,16 @@ class ChainDrafter:
         table = self._target_ids
         return {
             place: Proposal(
-                token_id=mine if table is None else table[mine], chances=chances[row], target_ids=self._target_table
+                token_id=mine if table is None else table[mine],
+                chances=chances[row].clone(),  # a view would keep the whole batch's for as long as one sequence's
+                target_ids=self._target_table,
             )
             for row, (place, mine) in enumerate(zip(places, picked, strict=True))
         }
 
     def _run(self, states: torch.Tensor, batch: Batch, rows: DraftRows) -> torch.Tensor:
         """One pass of the draft model."""
-        return self._model.forward(
+        return self.model.forward(
             states,
             Batch(
                 token_ids=self._tensor(rows.token_ids),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+
+from engine.config import SpeculationConfig
+from scheduler.plan import SequencePlan, SequenceResult
+from scheduler.request import DraftMethod
 
 
 def look_up(tokens: Sequence[int], num: int, *, longest: int, shortest: int) -> tuple[int, ...]:
@@ -21,3 +26,23 @@ def look_up(tokens: Sequence[int], num: int, *, longest: int, shortest: int) -> 
                 return tuple(known[end : end + num])
             end -= 1
     return ()
+
+
+def with_look_ups(
+    sequences: Sequence[SequencePlan], results: Sequence[SequenceResult], limits: SpeculationConfig
+) -> tuple[SequenceResult, ...]:
+    """The results of a step with the drafts of the sequences that draft by look-up."""
+    return tuple(
+        dataclasses.replace(
+            result,
+            draft_ids=look_up(
+                [*planned.history, *result.token_ids],
+                planned.num_proposals,
+                longest=limits.ngram_longest,
+                shortest=limits.ngram_shortest,
+            ),
+        )
+        if planned.draft_method is DraftMethod.NGRAM and planned.num_proposals and not result.error
+        else result
+        for planned, result in zip(sequences, results, strict=True)
+    )

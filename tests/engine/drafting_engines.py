@@ -82,13 +82,17 @@ class Foreseeing(ChainDrafter):
 
 
 def drafting_engine(
-    config: SchedulerConfig, shape: str, model: DraftModel | None = None, drafter: ChainDrafter | None = None
+    config: SchedulerConfig,
+    shape: str,
+    model: DraftModel | None = None,
+    drafter: ChainDrafter | None = None,
+    kv_dtype: torch.dtype = torch.float32,
 ) -> tuple[Engine, ChainDrafter | None]:
     """An engine whose scheduler drafts as `config` says."""
     target = tiny(shape)
-    kv = KVCache(target.config, config.num_blocks, config.block_size, torch.float32, CPU)
+    kv = KVCache(target.config, config.num_blocks, config.block_size, kv_dtype, CPU)
     if model is not None:
-        drafter = chain_drafter(model, config.num_blocks, config.block_size, torch.float32, CPU)
+        drafter = chain_drafter(model, config.num_blocks, config.block_size, kv_dtype, CPU)
     speculation = SpeculationConfig(method=config.draft_method, ngram_shortest=1)
     runner = ModelRunner(target, kv, CPU, drafter, speculation)
     return Engine(Scheduler(config, lambda: 0.0), runner), drafter

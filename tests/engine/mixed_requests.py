@@ -36,9 +36,9 @@ def tiny(shape: str) -> BailingModel:
     return load_model(folder, config, target=target, dispatcher=LocalDispatcher(config.num_experts))
 
 
-def make_engine(config: SchedulerConfig, shape: str = "B") -> Engine:
+def make_engine(config: SchedulerConfig, shape: str = "B", kv_dtype: torch.dtype = torch.float32) -> Engine:
     model = tiny(shape)
-    kv = KVCache(model.config, config.num_blocks, config.block_size, torch.float32, CPU)
+    kv = KVCache(model.config, config.num_blocks, config.block_size, kv_dtype, CPU)
     return Engine(Scheduler(config, lambda: 0.0), ModelRunner(model, kv, CPU))
 
 
@@ -82,9 +82,9 @@ def run_all(engine: Engine, requests: list[Request]) -> Outcome:
 
 
 @functools.cache
-def alone(shape: str = "B") -> Outcome:
+def alone(shape: str = "B", kv_dtype: torch.dtype = torch.float32) -> Outcome:
     """Every request by itself, each in a fresh engine that has room for everything."""
     outcome: Outcome = {}
     for request in mixed_requests():
-        outcome |= run_all(make_engine(ROOMY, shape), [request])
+        outcome |= run_all(make_engine(ROOMY, shape, kv_dtype), [request])
     return outcome

@@ -9,14 +9,24 @@ from typing import Any, cast
 import pytest
 import torch
 
+from cluster.draft_share import DraftShare
+from engine.build import build_engine
+from engine.config import Acceptance, EngineConfig, SpeculationConfig
 from engine.drafters.build import chain_drafter
 from engine.drafters.draft_model import DraftModel
 from engine.drafters.memory import DraftMemory
+from engine.drafters.proposal_sizes import proposal_bytes
+from kernels.sample import draw_probabilities
+from model.config import ModelConfig
+from model.proposal_sizes import VERIFIED_AT_ONCE, verification_bytes
 from model.proposals import Proposal, accept_or_replace
+from model.sampling import SamplingRow, draw_settings
 from scheduler.plan import SequencePlan
 from scheduler.request import DraftMethod, Request, SamplingParams
-from tests.engine.drafting_engines import draft_model, drafting_engine
+from tests.engine.checkpoints import tiny_checkpoint
+from tests.engine.drafting_engines import draft_model, drafting_engine, eagle3_folder
 from tests.engine.mixed_requests import CPU, ROOMY
+from tests.oracle.peak_of_tensors import PeakOfTensors
 
 SHAPE = "C"
 NUM_SEEDS = 1500
@@ -137,6 +147,47 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
     points = torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64)
     rows = chances.to(torch.float64).expand(3, 3)
     assert accept_or_replace(rows, proposals, accept_points=points, points=points) == [0, 1, 2]
+
+
+def test_the_plan_counts_what_drawn_drafts_keep() -> None:
+    """By the real proposals of a full batch, and by the tensors of a real verification."""
+    config = EngineConfig(
+        model_dir=str(tiny_checkpoint(SHAPE)),
+        max_sequences=8,
+        speculation=SpeculationConfig(
+            method=DraftMethod.EAGLE3,
+            draft_dir=str(eagle3_folder(SHAPE)),
+            max_drafts=3,
+            acceptance=Acceptance.REJECTION,
+            adaptive=False,
+        ),
+        num_blocks=64,
+        max_context=128,
+    )
+    model = ModelConfig.from_dir(config.model_dir)
+    planned = proposal_bytes(config, model)
+    assert planned == DraftShare.of(config, model).proposal_bytes
+    matched = dataclasses.replace(config.speculation, acceptance=Acceptance.MATCH)
+    assert proposal_bytes(dataclasses.replace(config, speculation=matched), model) == 0
+
+    engine = build_engine(config)
+    long = dataclasses.replace(BASE, max_tokens=20)
+    for seed in range(8):
+        engine.add(Request(request_id=str(seed), prompt=PROMPT, sampling=dataclasses.replace(long, seed=seed)))
+    engine.step()
+    memory = engine._runner._drafter.memory  # type: ignore[attr-defined]
+    kept = [proposal.chances for mine in memory._rounds.values() for proposal in mine.proposals]
+    assert len(kept) == 8 * 3
+    storages = {chances.untyped_storage().data_ptr(): chances.untyped_storage().nbytes() for chances in kept}
+    assert sum(storages.values()) == planned - verification_bytes(model.vocab_size)
+
+    rows = VERIFIED_AT_ONCE
+    settings = draw_settings([SamplingRow(temperature=1.0, top_k=9, seed=seed) for seed in range(rows)], CPU)
+    proposal = Proposal(token_id=7, chances=torch.full((model.vocab_size,), 1 / model.vocab_size), target_ids=None)
+    with PeakOfTensors() as peak:
+        probabilities = draw_probabilities(torch.zeros(rows, model.vocab_size), settings)
+        accept_or_replace(probabilities, [proposal] * rows, accept_points=settings.points, points=settings.points)
+    assert peak.peak_bytes <= verification_bytes(model.vocab_size)
 
 
 def test_rounds_are_remembered_once_and_only_as_they_were() -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from engine.engine import Engine
+from engine.runner import Foresight
 from engine.simulated_runner import SimulatedRunner, simulated_output
-from scheduler.plan import SequenceResult, StepPlan, StepResult
+from scheduler.plan import SequenceResult, StepPlan, StepResult, StepShape
 from scheduler.request import FinishReason, Request, RequestRefused, SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
@@ -77,7 +78,10 @@ def test_a_lost_block_is_found_when_the_work_is_done() -> None:
 class VerifyingRunner:
     """Yields several tokens for a row of logits, as a verify would."""
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         return StepResult(
             step_id=plan.step_id, sequences=tuple(SequenceResult(token_ids=(1, 2)) for _ in plan.sequences)
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.fp8_checkpoint import BLOCK
 from benchmarks.shapes import shape_dict
 from engine.config import EngineConfig
 from engine.memory import OutOfMemory, available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
@@ -56,6 +57,20 @@ def test_weights_are_counted_for_the_experts_held() -> None:
     num_moe_layers = MODEL.num_hidden_layers - MODEL.first_k_dense_replace
     one_expert = 3 * MODEL.hidden_size * MODEL.moe_intermediate_size * 2
     assert whole - half == num_moe_layers * (MODEL.num_experts // 2) * one_expert
+
+
+def test_fp8_weights_count_as_they_lie() -> None:
+    """Weights of one byte and fp32 scales where they stay FP8; where they do not, what the dtype takes."""
+    fields = shape_dict("F") | {"quantization_config": BLOCK}
+    model = ModelConfig.from_dict(fields)
+    experts = range(model.num_experts)
+    plain, kept = (weight_bytes(model, torch.bfloat16, experts, keeps_fp8=keeps) for keeps in (False, True))
+    one_expert = 3 * model.hidden_size * model.moe_intermediate_size
+    num_scales = one_expert // 128**2
+    one_less = weight_bytes(model, torch.bfloat16, experts[1:], keeps_fp8=True)
+    num_moe_layers = model.num_hidden_layers - model.first_k_dense_replace
+    assert kept - one_less == num_moe_layers * (one_expert + 4 * num_scales)
+    assert plain / 2 < kept < plain
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
-from engine.outbox import LONGEST_BEAT_S, RESPONSES_PER_CORE_S, SHORTEST_BEAT_S, Outbox
+from engine.outbox import BACKGROUND_BEAT_S, LONGEST_BEAT_S, RESPONSES_PER_CORE_S, SHORTEST_BEAT_S, Outbox
 from scheduler.request import FinishReason, TokenDelta
 
 
@@ -31,6 +32,50 @@ def test_beginnings_and_ends_can_be_taken_at_once() -> None:
     assert [delta.token_ids for delta in outbox.take(60.0)] == [(6,), (7,)]
     outbox.put([token("a")])  # an id that comes back begins anew
     assert len(outbox.take(60.0)) == 1
+
+
+def test_the_background_goes_in_slow_beats_and_in_one_piece() -> None:
+    clock = Clock()
+    outbox = Outbox(2, clock)
+    outbox.expect_background("batch", 2)
+    outbox.put([token("batch", 1)])
+    assert outbox.take(60.0) == (token("batch", 1),), "the first beat is over at once"
+    outbox.put([token("batch", 2), token("user", 7)])
+    assert outbox.take(60.0) == (token("user", 7),), "a user's first token waits for nobody"
+    outbox.put([token("batch", 3, FinishReason.LENGTH)])
+    outbox.put([replace(token("batch", 8, FinishReason.STOP), sequence_index=1)])
+    clock.now_s += BACKGROUND_BEAT_S
+    assert outbox.take(60.0) == (
+        replace(token("batch", end=FinishReason.LENGTH), token_ids=(2, 3)),
+        replace(token("batch", 8, FinishReason.STOP), sequence_index=1),
+    )
+    outbox.put([token("batch", 9)])
+    assert outbox.take(60.0) == (token("batch", 9),), "an id that comes back is another request's, at once"
+
+
+def test_nothing_of_the_background_is_lost_at_the_end() -> None:
+    outbox = Outbox(2, Clock())
+    outbox.expect_background("batch", 1)
+    outbox.put([token("batch", 1)])
+    outbox.take(60.0)
+    outbox.put([token("batch", 2)])
+    outbox.put([token("batch", 3)])
+    outbox.close()
+    assert not outbox.is_drained
+    assert [delta.token_ids for delta in outbox.take(60.0)] == [(2, 3)]
+    assert outbox.is_drained
+
+
+def test_the_last_end_of_the_background_waits_for_no_beat() -> None:
+    outbox = Outbox(2, Clock())
+    for name in ("a", "b"):
+        outbox.expect_background(name, 1)
+    outbox.put([token("a"), token("b")])
+    outbox.take(0.0)
+    outbox.put([token("a", 6, FinishReason.STOP)])
+    assert outbox.take(0.0) == (), "b goes on: more can come to what is held"
+    outbox.put([token("b", 6, FinishReason.STOP)])
+    assert {delta.request_id for delta in outbox.take(0.0)} == {"a", "b"}
 
 
 def test_what_is_between_waits_for_the_beat() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from engine.lockstep import GroupStep, LocalLockstep, StepNeeds
 from engine.rank import STOPPED, RankLost
-from engine.runner import Runner
+from engine.runner import Foresight, Runner
 from engine.simulated_runner import SimulatedRunner, simulated_output
-from scheduler.plan import StepPlan, StepResult
+from scheduler.plan import StepPlan, StepResult, StepShape
 from scheduler.request import FinishReason, SamplingParams
 from tests.engine.worlds import (
     BLOCK_SIZE,
@@ -63,7 +63,10 @@ class Gate:
 class BrokenRunner:
     """Fails at the first step that has rows."""
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         if plan.num_rows:
             raise FloatingPointError("the numbers are off")
         return StepResult(step_id=plan.step_id, sequences=())

@@ -1,0 +1,45 @@
+"""From the configuration to the runner of fixed shapes, where there is to be one."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.config import EngineConfig, GraphUse
+from engine.drafters.chain import ChainDrafter
+from engine.graphs.buckets import Buckets
+from engine.graphs.device import HostSteps, steps_on
+from engine.graphs.region import Drafting
+from engine.graphs.runner import GraphRunner
+from engine.graphs.sizes import longest_context
+from engine.graphs.steps import StepWorld
+from engine.model_runner import ModelRunner
+from model.bailing import BailingModel
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+
+
+def graph_runner(
+    config: EngineConfig, model: BailingModel, kv: KVCache, drafter: ChainDrafter | None, device: torch.device
+) -> GraphRunner:
+    """Record every bucket, on all ranks of a group at the same time. The last block of `kv` belongs to nobody."""
+    speculation = config.speculation
+    return GraphRunner(
+        ModelRunner(model, kv, device, drafter, speculation),
+        StepWorld(
+            model=model,
+            kv=kv,
+            drafting=None if drafter is None else Drafting(model=drafter.model, kv=drafter.kv),
+            device=device,
+            is_alone=config.group_size == 1,
+            table_width=table_width(config, model.config, kv.num_blocks - 1),
+            max_drafts=speculation.max_drafts,
+        ),
+        Buckets.of(config),
+        HostSteps() if config.graphs.use is GraphUse.UNRECORDED else steps_on(device),
+        speculation,
+    )
+
+
+def table_width(config: EngineConfig, model: ModelConfig, num_blocks: int) -> int:
+    """Blocks that one sequence can have."""
+    return min(-(-longest_context(config, model) // config.block_size), num_blocks)

@@ -1,0 +1,133 @@
+"""From a plan to the host's copy of a bucket's inputs, in place; of block tables only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.graphs.buckets import Bucket
+from engine.graphs.inputs import StepInputs
+from engine.graphs.points import Points
+from scheduler.plan import UNKNOWN_TOKEN, SequencePlan
+
+Array = npt.NDArray[np.generic]
+IntArray = npt.NDArray[np.int32]
+NO_DRAFT, NO_SOURCE = -1, -1
+_NONE: Mapping[int, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a row of the block tables holds."""
+
+    table: Sequence[int]  # whose it is: a sequence gets a new list when it gets new blocks
+    num_blocks: int  # leading ones that lie behind the sequence and cannot change
+
+
+class HostInputs:
+    """The host's copy, which the device reads while it copies: not to be filled before the step is through."""
+
+    def __init__(self, bucket: Bucket, inputs: StepInputs, block_size: int, scratch_slot: int) -> None:
+        self._bucket = bucket
+        self._block_size = block_size
+        self._scratch_slot = scratch_slot
+        self._written: list[_Written | None] = [None] * bucket.num_sequences
+        self._of_rows = {name: _array(getattr(inputs, name)) for name in _PADDING}
+        self._slots, self._draft_slots = _array(inputs.slots), _array(inputs.draft_slots)
+        self._row_starts, self._context_lens = _array(inputs.row_starts), _array(inputs.context_lens)
+        self._num_proposals, self._num_live = _array(inputs.num_proposals), _array(inputs.num_live)
+        self._tables: IntArray = inputs.block_tables.numpy()
+        self.clear()
+
+    def clear(self) -> None:
+        """A step of nothing but padding."""
+        self.fill((), Points())
+
+    def fill(self, sequences: Sequence[SequencePlan], points: Points, sources: Mapping[int, int] = _NONE) -> None:
+        """Lay the sequences' rows out one after the other, padding behind them.
+
+        `sources`: by sequence id, in which row of the step before the token of its row is chosen, where it is unknown.
+        """
+        num_sequences = len(sequences)
+        starts = np.fromiter((planned.start for planned in sequences), dtype=np.int32, count=num_sequences)
+        lengths = np.fromiter((len(planned.token_ids) for planned in sequences), dtype=np.int32, count=num_sequences)
+        ends = np.cumsum(lengths, dtype=np.int32)
+        num_rows = int(ends[-1]) if num_sequences else 0
+        assert num_sequences <= self._bucket.num_sequences and num_rows <= self._bucket.num_rows, (
+            f"{num_sequences} sequences with {num_rows} rows in {self._bucket}"
+        )
+        self._row_starts[0] = 0
+        self._row_starts[1 : 1 + num_sequences] = ends
+        self._row_starts[1 + num_sequences :] = num_rows
+        self._context_lens[:num_sequences] = starts + lengths
+        self._context_lens[num_sequences:] = 0
+        self._num_proposals[:num_sequences] = [planned.num_proposals for planned in sequences]
+        self._num_proposals[num_sequences:] = 0
+        self._num_live[0] = num_rows
+        for place, (planned, start, length) in enumerate(zip(sequences, starts, lengths, strict=True)):
+            self._fill_table(place, planned, int(start), int(start + length))
+        self._fill_rows(sequences, lengths, points)
+        unknown = [sources[planned.sequence_id] if _is_unknown(planned) else NO_SOURCE for planned in sequences]
+        self._of_rows["token_sources"][:num_rows] = np.repeat(np.array(unknown, dtype=np.int32), lengths)
+        owner = np.repeat(np.arange(num_sequences, dtype=np.int32), lengths)
+        positions = np.arange(num_rows, dtype=np.int32) + (starts - ends + lengths)[owner]
+        self._of_rows["positions"][:num_rows] = positions
+        slots = self._tables[owner, positions // self._block_size] * np.int32(self._block_size)
+        slots += positions % np.int32(self._block_size)
+        self._slots[:num_rows] = slots
+        is_followed = np.array([planned.draft_method.has_kv for planned in sequences], dtype=bool)
+        self._draft_slots[:num_rows] = np.where(is_followed[owner], slots, self._scratch_slot) if num_rows else slots
+        self._slots[num_rows:] = self._draft_slots[num_rows:] = self._scratch_slot
+
+    def _fill_rows(self, sequences: Sequence[SequencePlan], lengths: IntArray, points: Points) -> None:
+        """What each row holds and how its token is chosen."""
+        num_rows = int(lengths.sum())
+        params = [planned.sampling for planned in sequences]
+        drafts = [token for planned in sequences for token in (*planned.token_ids[1:], NO_DRAFT)]
+        found: dict[str, npt.ArrayLike] = {
+            "token_ids": [token for planned in sequences for token in planned.token_ids],
+            "draft_ids": drafts,
+            "points": points.of(sequences),
+        }
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            values = np.array([getattr(one, name) for one in params], dtype=self._of_rows[name].dtype)
+            found[name] = np.repeat(values, lengths)
+        for name, array in self._of_rows.items():
+            array[num_rows:] = _PADDING[name]
+            if name in found:
+                array[:num_rows] = found[name]
+
+    def _fill_table(self, place: int, planned: SequencePlan, start: int, end: int) -> None:
+        """Every block that the sequence has, those behind it only once."""
+        table, row = planned.block_table, self._tables[place]
+        assert len(table) * self._block_size >= end, f"{len(table)} blocks for {end} positions"
+        written = self._written[place]
+        known = written.num_blocks if written is not None and written.table is table else 0
+        row[known : len(table)] = table[known:]
+        self._written[place] = _Written(table, start // self._block_size)
+
+
+def _is_unknown(planned: SequencePlan) -> bool:
+    return planned.token_ids[0] == UNKNOWN_TOKEN
+
+
+_PADDING: dict[str, float] = {
+    "token_ids": 0,
+    "draft_ids": NO_DRAFT,
+    "token_sources": NO_SOURCE,
+    "positions": 0,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "points": 0.0,
+}
+
+
+def _array(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
+    array: npt.NDArray[np.generic] = tensor.numpy()
+    return array

@@ -1,0 +1,165 @@
+"""What is recorded: forward pass, choice of tokens, acceptance of drafts, and the next drafts, all on the device.
+
+Nothing here waits for the device, reads a value from it or has a shape that depends on one: a CUDA graph repeats it
+blindly. `tests/engine/test_graph_region.py` runs it where every such operation is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.drafters.draft_model import DraftModel
+from engine.graphs.buckets import Bucket
+from engine.graphs.inputs import StepInputs, StepOutputs
+from kernels.paged_attention import KVLayer
+from kernels.sample import accept_drafts, choose_tokens
+from model.bailing import BailingModel
+from model.batch import Batch, ModelOutput
+from model.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """A draft model with its KV layer."""
+
+    model: DraftModel
+    kv: KVLayer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What the first part of a step hands to the drafting."""
+
+    batch: Batch
+    output: ModelOutput
+    token_ids: torch.Tensor  # [T] int64, chosen for each row
+    accepted: torch.Tensor  # [B] int32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Where the drafts of each sequence stand: what the next pass of the draft model starts from."""
+
+    states: torch.Tensor  # [B, h]
+    token_ids: torch.Tensor  # [B] int64, the last draft
+    positions: torch.Tensor  # [B] int32, of the next pass
+    num_drafts: torch.Tensor  # [1] int64, proposed so far
+
+    def take(self, other: Chain) -> None:
+        """Become equal to another, in place."""
+        for mine, theirs in (
+            (self.states, other.states),
+            (self.token_ids, other.token_ids),
+            (self.positions, other.positions),
+            (self.num_drafts, other.num_drafts),
+        ):
+            mine.copy_(theirs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRegion:
+    """The work of the steps of one bucket, on its buffers."""
+
+    model: BailingModel
+    kv: KVCache
+    drafting: Drafting | None
+    scratch_slot: int  # where rows write that are nobody's
+    bucket: Bucket
+    inputs: StepInputs
+    outputs: StepOutputs
+    last_tokens: torch.Tensor  # [rows of the largest bucket] int64, chosen by the step before, whatever its bucket
+
+    def verify(self) -> Verified:
+        """Run the rows, choose a token for each, and see which drafts were chosen, too."""
+        inputs, device = self.inputs, self.inputs.slots.device
+        rows = torch.arange(self.bucket.num_rows, device=device)
+        chosen_before = self.last_tokens.index_select(0, inputs.token_sources.clamp_min(0))
+        batch = Batch(
+            token_ids=torch.where(inputs.token_sources < 0, inputs.token_ids, chosen_before),
+            positions=inputs.positions,
+            slots=inputs.slots,
+            row_starts=inputs.row_starts,
+            context_lens=inputs.context_lens,
+            block_tables=inputs.block_tables,
+            logit_rows=rows,
+            is_live=rows < inputs.num_live,
+            max_rows=self.bucket.rows_each,
+        )
+        captured = () if self.drafting is None else self.drafting.model.capture_layers
+        output = self.model.forward(batch, self.kv, captured)
+        token_ids, best = choose_tokens(output.logits, inputs.settings)
+        # A draft whose own row has no finite logits is not accepted: the round ends before that row.
+        is_sound = best.isfinite().roll(-1)
+        accepted = accept_drafts(token_ids, torch.where(is_sound, inputs.draft_ids, -1), inputs.row_starts)
+        self.outputs.token_ids.copy_(token_ids)
+        self.last_tokens[: self.bucket.num_rows].copy_(token_ids)
+        self.outputs.best.copy_(best)
+        self.outputs.accepted.copy_(accepted)
+        # Logits would keep the largest piece of a graph's memory from the next one.
+        kept = replace(output, logits=output.logits[:0].clone())
+        return Verified(batch=batch, output=kept, token_ids=token_ids, accepted=accepted)
+
+    def extend(self, verified: Verified) -> Chain:
+        """Let the draft model follow every row, rejected drafts too, and propose the first draft of each sequence.
+
+        The token behind a row that stays is the one chosen for it. What the others write lies behind all that stays,
+        where no row looks before a later one has written it anew.
+        """
+        drafting, inputs = self._drafting, self.inputs
+        batch = replace(verified.batch, token_ids=verified.token_ids, slots=inputs.draft_slots)
+        states = drafting.model.forward(drafting.model.first_states(verified.output), batch, drafting.kv)
+        last = (inputs.row_starts[:-1] + verified.accepted).clamp_max(self.bucket.num_rows - 1)
+        states = states.index_select(0, last)
+        chain = Chain(
+            states=states,
+            token_ids=self._likeliest(states),
+            positions=inputs.positions.index_select(0, last) + 1,
+            num_drafts=torch.ones(1, dtype=torch.int64, device=last.device),
+        )
+        self.outputs.drafts[0].copy_(chain.token_ids)
+        return chain
+
+    def draft(self, chain: Chain) -> None:
+        """One draft more for each sequence that wants one; the others' rows write to the scratch slot."""
+        drafting, inputs = self._drafting, self.inputs
+        block_size, num_sequences = drafting.kv.block_size, self.bucket.num_sequences
+        is_live = chain.num_drafts < inputs.num_proposals
+        positions = torch.where(is_live, chain.positions, 0)
+        block = (positions // block_size).long()
+        slots = inputs.block_tables.gather(1, block[:, None])[:, 0] * block_size + positions % block_size
+        batch = Batch(
+            token_ids=chain.token_ids,
+            positions=positions,
+            slots=torch.where(is_live, slots, self.scratch_slot),
+            row_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=slots.device),
+            context_lens=positions + 1,
+            block_tables=inputs.block_tables,
+            logit_rows=inputs.token_ids[:0],
+            is_live=is_live,
+            max_rows=1,
+        )
+        # A copy: the model may write into what it is given.
+        states = drafting.model.forward(chain.states.clone(), batch, drafting.kv)
+        token_ids = self._likeliest(states)
+        self.outputs.drafts.index_copy_(0, chain.num_drafts, token_ids[None])
+        chain.take(
+            Chain(
+                states=states,
+                token_ids=token_ids,
+                positions=chain.positions + 1,
+                num_drafts=chain.num_drafts + 1,
+            )
+        )
+
+    @property
+    def _drafting(self) -> Drafting:
+        assert self.drafting is not None, "nothing drafts here"
+        return self.drafting
+
+    def _likeliest(self, states: torch.Tensor) -> torch.Tensor:
+        """The likeliest token of the model's vocabulary for each state [S, h]: [S] int64."""
+        best = self._drafting.model.logits(states).argmax(dim=-1)
+        table = self._drafting.model.target_ids
+        return best if table is None else table.index_select(0, best)

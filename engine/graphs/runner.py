@@ -1,0 +1,140 @@
+"""The runner that puts decodes and verifies into fixed shapes; every other step runs as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from engine.config import SpeculationConfig
+from engine.drafters.ngram import with_look_ups
+from engine.graphs.ahead import Ahead
+from engine.graphs.buckets import Bucket, Buckets
+from engine.graphs.device import StepDevice
+from engine.graphs.inputs import StepOutputs
+from engine.graphs.points import Points
+from engine.graphs.shape import shape_of
+from engine.graphs.steps import BucketSteps, Launched, StepWorld
+from engine.runner import Foresight, Runner
+from model.sampling import no_finite_logits
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
+
+
+class GraphRunner:
+    """Records all buckets when it is made, which every rank of a group does at the same time.
+
+    `eager` runs what no bucket holds, and a step without rows where no other rank takes part in it. A rank that is
+    alone goes on with what is certain of the next step while the host takes in the present one.
+    """
+
+    def __init__(
+        self, eager: Runner, world: StepWorld, buckets: Buckets, steps: StepDevice, speculation: SpeculationConfig
+    ) -> None:
+        self.num_ahead = 0  # steps that were on their way before they were planned
+        self._eager = eager
+        self._is_alone = world.is_alone
+        self._buckets = buckets
+        self._speculation = speculation
+        self._block_size = world.kv.block_size
+        self._points = Points()
+        self._ahead: Ahead | None = None
+        with torch.inference_mode():
+            last_tokens = torch.zeros(buckets.largest.num_rows, dtype=torch.int64, device=world.device)
+            self._steps = {bucket: BucketSteps(bucket, world, steps, last_tokens) for bucket in buckets.all}
+
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        """See `engine.runner.Runner`."""
+        if self._is_alone and not plan.sequences:
+            return None
+        return shape_of(plan, draws_drafts=self._speculation.draws_drafts)
+
+    def bucket(self, plan: StepPlan) -> Bucket | None:
+        """The bucket that a step runs in, if any."""
+        return None if plan.shape is None else self._buckets.smallest(plan.shape)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+        """See `engine.runner.Runner`."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.covers_some(plan):
+            return self._with_the_rest(plan, ahead, foresee)
+        bucket = self.bucket(plan)
+        if bucket is None:
+            return self._eager.run(plan)
+        launched = self._steps[bucket].launch(plan.sequences, plan.num_draft_passes, self._points, {})
+        self._go_on(plan, launched, foresee)
+        times = launched.wait()
+        results = results_of(plan.sequences, launched.results)
+        if self._ahead is not None:
+            self._ahead = self._ahead.knowing(results)
+        results = with_look_ups(plan.sequences, results, self._speculation)
+        return StepResult(step_id=plan.step_id, sequences=results, times=times)
+
+    def _with_the_rest(self, plan: StepPlan, ahead: Ahead, foresee: Foresight) -> StepResult:
+        """A step of which some rows are on their way already; what was not foreseen of it runs behind them."""
+        rest = ahead.rest_of(plan)
+        self.num_ahead += 1
+        if not rest:
+            self._go_on(plan, ahead.launched, foresee)
+        times = ahead.launched.wait()
+        found = results_of(ahead.launched.sequences, ahead.launched.results)
+        of_sequence = _by_id(ahead.launched.sequences, found)
+        if rest:
+            late = dataclasses.replace(
+                plan, sequences=rest, num_rows=sum(len(planned.token_ids) for planned in rest), shape=None
+            )
+            done = self._eager.run(late)
+            of_sequence |= _by_id(rest, done.sequences)
+            times = _together(times, done.times)
+        results = tuple(of_sequence[planned.sequence_id] for planned in plan.sequences)
+        if self._ahead is not None:
+            self._ahead = self._ahead.knowing(results)
+        return StepResult(step_id=plan.step_id, sequences=results, times=times)
+
+    def _go_on(self, plan: StepPlan, launched: Launched, foresee: Foresight) -> None:
+        """While a step runs: ask for what is certain of the next one, and prepare what is not."""
+        coming = foresee() if self._is_alone else ()
+        shape = shape_of(dataclasses.replace(plan, sequences=coming), draws_drafts=self._speculation.draws_drafts)
+        bucket = None if shape is None or not coming else self._buckets.smallest(shape)
+        if bucket is not None:
+            rows, at = {}, 0
+            for planned in launched.sequences:
+                rows[planned.sequence_id] = at
+                at += len(planned.token_ids)
+            after = self._steps[bucket].launch(coming, 0, self._points, rows)
+            self._ahead = Ahead.of(after, plan.sequences, self._block_size)
+        self._points.prepare(coming or plan.sequences)
+
+
+def results_of(sequences: Sequence[SequencePlan], outputs: StepOutputs) -> tuple[SequenceResult, ...]:
+    """What each sequence got: the drafts that were accepted and the token after them, and drafts for its next step."""
+    token_ids, best = outputs.token_ids.tolist(), outputs.best.tolist()
+    accepted, drafts = outputs.accepted.tolist(), outputs.drafts.T.tolist()
+    results, first = [], 0
+    for place, planned in enumerate(sequences):
+        is_sound = math.isfinite(best[first])
+        results.append(
+            SequenceResult(
+                token_ids=tuple(token_ids[first : first + accepted[place] + 1]),
+                draft_ids=tuple(drafts[place][: planned.num_proposals]) if planned.draft_method.has_kv else (),
+                error="" if is_sound else no_finite_logits(best[first]),
+            )
+        )
+        first += len(planned.token_ids)
+    return tuple(results)
+
+
+def _by_id(sequences: Sequence[SequencePlan], results: Sequence[SequenceResult]) -> dict[int, SequenceResult]:
+    return {planned.sequence_id: result for planned, result in zip(sequences, results, strict=True)}
+
+
+def _together(one: StepTimes, other: StepTimes) -> StepTimes:
+    """Of two parts of a step, one behind the other."""
+    return StepTimes(
+        forward_s=one.forward_s + other.forward_s,
+        sample_s=one.sample_s + other.sample_s,
+        draft_s=one.draft_s + other.draft_s,
+        extend_s=one.extend_s + other.extend_s,
+    )

@@ -1,0 +1,114 @@
+"""Ranks that share the experts run the same buckets: padded alike, the idle one too, and no token changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from engine.engine import Engine
+from engine.graphs.buckets import Bucket
+from engine.lockstep import StepNeeds
+from engine.rank import Rank, RankFacts
+from model.checkpoint import Target, load_model
+from model.config import ModelConfig
+from router.group import GroupDispatcher
+from router.placement import Placement
+from scheduler.plan import StepShape
+from scheduler.request import DraftMethod, Request, TokenDelta
+from scheduler.scheduler import Scheduler
+from tests.engine.checkpoints import tiny_checkpoint
+from tests.engine.graph_engines import Overseen, drafting, graph_runner, plain_requests
+from tests.engine.mixed_requests import CPU, ROOMY, alone, outcome_of
+from tests.engine.worlds import collect, group_locksteps, running
+from tests.router.thread_ranks import on_ranks, thread_groups
+
+SHAPE = "C"
+
+
+def group_of(size: int, method: DraftMethod) -> tuple[list[Rank], list[Overseen]]:
+    """Ranks of real models, whose collectives meet as threads of this process."""
+    folder = tiny_checkpoint(SHAPE)
+    model_config = ModelConfig.from_dir(folder)
+    placement = Placement.even(model_config.num_experts, size)
+    groups, locksteps = thread_groups(size), group_locksteps(size)
+    config = drafting(ROOMY, method, 0 if method is DraftMethod.NONE else 3)
+
+    def make(rank: int) -> tuple[Rank, Overseen]:
+        target = Target(dtype=torch.float32, device=CPU, placement=placement, rank=rank)
+        dispatcher = GroupDispatcher(placement, rank, groups[rank], CPU)
+        model = load_model(folder, model_config, target=target, dispatcher=dispatcher)
+        runner, _, _ = graph_runner(config, model, model.mtp if method is DraftMethod.MTP else None, is_alone=False)
+        overseen = Overseen(runner, lambda plan: None)
+        engine = Engine(Scheduler(config, lambda: 0.0), overseen)
+        made = Rank(
+            engine,
+            locksteps[rank],
+            RankFacts(rank=rank),
+            expert_tokens=dispatcher.load.snapshot,
+            num_collectives=lambda: dispatcher.num_collectives,
+        )
+        return made, overseen
+
+    made = on_ranks(size, make)
+    return [rank for rank, _ in made], [runner for _, runner in made]
+
+
+@pytest.mark.parametrize(("size", "method"), [(2, DraftMethod.NONE), (2, DraftMethod.MTP), (3, DraftMethod.NONE)])
+def test_ranks_run_the_same_buckets_and_change_no_token(size: int, method: DraftMethod) -> None:
+    ranks, runners = group_of(size, method)
+    requests = plain_requests()
+    told: list[TokenDelta] = []
+
+    def serve(placed: list[tuple[int, Request]]) -> None:
+        for number, request in placed:
+            ranks[number].submit(request)
+        for number, rank in enumerate(ranks):
+            mine = {request.request_id for at, request in placed if at == number}
+            for deltas in collect(rank, mine).values():
+                told.extend(deltas)
+
+    with ExitStack() as stack:
+        for rank in ranks:
+            stack.enter_context(running(rank))
+        serve([(number % size, request) for number, request in enumerate(requests[:-2])])
+        serve([(0, requests[-2]), (size - 1, requests[-1])])  # penalised: their steps run as they are
+        again = [dataclasses.replace(request, request_id=f"{request.request_id} again") for request in requests[:2]]
+        serve([(size - 1, request) for request in again])
+    assert all(runner.ran == runners[0].ran for runner in runners), "ranks ran different buckets"
+    assert len({bucket for bucket in runners[0].ran if bucket is not None}) > 1
+    expected = {key: tokens for key, (tokens, _) in alone(SHAPE).items()}
+    for (name, index), (tokens, _) in outcome_of(told).items():
+        assert tokens == expected[name.removesuffix(" again"), index], name
+    assert len(outcome_of(told)) == len(expected) + 2
+    assert None in runners[0].ran
+
+
+def test_a_group_agrees_on_room_for_all_or_on_none() -> None:
+    locksteps = group_locksteps(3)
+
+    def agreed(*shapes: StepShape | None) -> list[StepShape | None]:
+        return on_ranks(
+            3, lambda rank: locksteps[rank].agree(StepNeeds(num_rows=1, has_work=True, shape=shapes[rank])).shape
+        )
+
+    idle, few, many = (StepShape(num_sequences=b, most_rows=r) for b, r in ((0, 1), (2, 4), (7, 1)))
+    assert agreed(idle, few, many) == [StepShape(num_sequences=7, most_rows=4)] * 3
+    assert agreed(idle, idle, few) == [few] * 3
+    assert agreed(idle, None, few) == [None] * 3
+
+
+def test_an_idle_rank_joins_with_padding_alone() -> None:
+    ranks, runners = group_of(2, DraftMethod.NONE)
+    request = plain_requests()[0]
+    with ExitStack() as stack:
+        for rank in ranks:
+            stack.enter_context(running(rank))
+        ranks[0].submit(request)
+        deltas = collect(ranks[0], {request.request_id})[request.request_id]
+        loads = [rank.status().expert_tokens for rank in ranks]
+    assert Bucket(num_sequences=1, rows_each=1) in runners[1].ran and runners[0].ran == runners[1].ran
+    assert outcome_of(deltas)[request.request_id, 0][0] == alone(SHAPE)[request.request_id, 0][0]
+    assert any(loads[0]) and not any(loads[1]), "padding was counted as somebody's tokens"
