@@ -91,7 +91,7 @@ def _save(file: Path, talks: Sequence[Talk]) -> None:
 
 
 def _load(file: Path) -> Iterator[Talk]:
-    with np.load(file) as stored:
-        ends = np.cumsum(stored["lengths"])
-        for end, length, start in zip(ends, stored["lengths"], stored["starts"], strict=True):
-            yield Talk(stored["tokens"][end - length : end], int(start))
+    with np.load(file) as stored:  # which unpacks an array anew each time that it is asked for it
+        tokens, lengths, starts = stored["tokens"], stored["lengths"], stored["starts"]
+    for end, length, start in zip(np.cumsum(lengths), lengths, starts, strict=True):
+        yield Talk(tokens[end - length : end], int(start))

@@ -3,7 +3,8 @@
     python -m training.draft.questions --medquad medquad.jsonl.gz --out train.jsonl
 
 What the small model was trained to answer: MedQuAD's questions, phrased twice, and our own. Left out are the diseases
-that its own training left out, and every question of benchmarks/prompts, with which heads are measured.
+that its own training left out, and every question of the medical sets in sigmoe/loadtest/data, with which heads are
+measured.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from training.draft.answers import read_questions
 from training.medquad import QUESTIONS, casual, read_records
 from training.own_text import own_documents
 
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "prompts"
+MEASURED = Path(__file__).parents[2] / "sigmoe" / "loadtest" / "data"
 
 
 def questions(medquad: Path, measured: Path, seed: int) -> list[str]:
     """All of them once, in an order drawn from the seed."""
     rng = random.Random(seed)
-    left_out = {_bare(question) for file in sorted(measured.glob("*.jsonl")) for question in read_questions(file)}
+    left_out = {
+        _bare(question) for file in sorted(measured.glob("medical_*.jsonl")) for question in read_questions(file)
+    }
     found = dict.fromkeys(question for question in _all(medquad, rng) if _bare(question) not in left_out)
     drawn = list(found)
     rng.shuffle(drawn)

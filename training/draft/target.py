@@ -17,7 +17,7 @@ from model.kv_cache import KVCache
 from router.local import LocalDispatcher
 from router.placement import Placement
 
-_BLOCK = 16
+TALK_BLOCK = 16
 
 
 class TargetModel:
@@ -31,7 +31,7 @@ class TargetModel:
         placed = Placed(dtype=dtype, device=device, placement=Placement.even(self.config.num_experts, 1), rank=0)
         dispatcher = LocalDispatcher(self.config.num_experts)
         self._model = load_model(folder, self.config, target=placed, dispatcher=dispatcher)
-        self._kv = KVCache(self.config, -(-2 * max_tokens // _BLOCK), _BLOCK, dtype, device)
+        self._kv = KVCache(self.config, -(-2 * max_tokens // TALK_BLOCK), TALK_BLOCK, dtype, device)
 
     @property
     def embedding(self) -> Tensor:
@@ -44,7 +44,7 @@ class TargetModel:
 
         A talk sees itself alone.
         """
-        hidden, captured = self._model.hidden_states(_batch(tokens, lengths), self._kv, capture_layers)
+        hidden, captured = self._model.hidden_states(whole_talks(tokens, lengths), self._kv, capture_layers)
         assert captured is not None, "at least one layer is captured"
         inside = torch.arange(tokens.shape[1])[None] < lengths[:, None]
         spread = [torch.zeros(*tokens.shape, part.shape[1], dtype=part.dtype) for part in (captured, hidden)]
@@ -58,14 +58,14 @@ class TargetModel:
         return self._model.lm_head(hidden)
 
 
-def _batch(tokens: Tensor, lengths: Tensor) -> Batch:
-    """One ragged batch, each talk in blocks of its own."""
+def whole_talks(tokens: Tensor, lengths: Tensor) -> Batch:
+    """One ragged batch of talks [B, S], each in blocks of `TALK_BLOCK` positions of its own; asks for no logits."""
     sizes = lengths.tolist()
-    per_talk = -(-tokens.shape[1] // _BLOCK)
+    per_talk = -(-tokens.shape[1] // TALK_BLOCK)
     tables = np.arange(len(sizes) * per_talk, dtype=np.int32).reshape(len(sizes), per_talk)
     positions = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    slots = tables[owners, positions // _BLOCK] * _BLOCK + positions % _BLOCK
+    slots = tables[owners, positions // TALK_BLOCK] * TALK_BLOCK + positions % TALK_BLOCK
     return Batch(
         token_ids=torch.cat([row[:size] for row, size in zip(tokens, sizes, strict=True)]),
         positions=torch.from_numpy(positions),
