@@ -1,4 +1,7 @@
-"""How many calls may be under way at once, and when a refused one should come back."""
+"""How many calls may be under way at once, and when a refused one should come back.
+
+Calls of the background (priority below 0) take what is free; they are no reason to refuse anybody else.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,37 @@ _MEMORY = 0.9  # weight of the past in the mean interval between two endings
 
 
 class Admission:
-    """A bound on the calls under way. Refusals are spread: the k-th in a row is told to wait for k endings."""
+    """A bound on the calls under way. Refusals are spread: the k-th in a row is told to wait for k endings.
+
+    The foreground is bounded alone; the background may only fill up to the same bound what the foreground leaves.
+    """
 
     def __init__(self, max_requests: int, clock: Callable[[], float]) -> None:
         self.max_requests = max_requests
         self.num_active = 0
+        self._num_background = 0  # of these
         self._clock = clock
         self._num_refused = 0  # since the last ending
         self._last_end_s: float | None = None
         self._interval_s = 0.0  # smoothed, between two endings
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, *, is_background: bool = False) -> Iterator[None]:
         """Hold a place. Raises Overloaded with a retry hint when there is none."""
-        if self.num_active >= self.max_requests:
+        num_counted = self.num_active if is_background else self.num_active - self._num_background
+        if num_counted >= self.max_requests:
             self._num_refused += 1
             raise Overloaded(
                 f"{self.max_requests} requests are under way, the most this server admits; try again later",
                 self.retry_after_s,
             )
         self.num_active += 1
+        self._num_background += is_background
         try:
             yield
         finally:
             self.num_active -= 1
+            self._num_background -= is_background
             self._end()
 
     @property

@@ -26,12 +26,14 @@ class Calls:
         self.admission = admission
         self.ended: Counter[str] = Counter()
 
-    async def run(self, context: Any, work: Callable[[str], Awaitable[Answer]]) -> Answer:
+    async def run(
+        self, context: Any, work: Callable[[str], Awaitable[Answer]], *, is_background: bool = False
+    ) -> Answer:
         """Admit a call and do its work under a new request id. What that raises becomes this call's status."""
         request_id, started_s = secrets.token_hex(8), time.monotonic()
         status = "OK"
         try:
-            with self.admission.admit():
+            with self.admission.admit(is_background=is_background):
                 return await work(request_id)
         except asyncio.CancelledError:  # the client is gone, or its deadline passed
             status = "CANCELLED"

@@ -11,7 +11,8 @@ from typing import Self
 from cluster.config import ConfigMistake
 from cluster.draft_share import NOTHING_DRAFTED, DraftShare
 from cluster.weight_sums import ITEMSIZE, Formats, Part, Weights, WeightSums, sum_weights
-from engine.config import EngineConfig, Precision
+from engine.config import EngineConfig, KernelChoice, KVPrecision, Precision
+from engine.graphs.sizes import graph_bytes, runs_graphs
 from model.config import ModelConfig
 from router.placement import Placement
 
@@ -29,16 +30,28 @@ class CapacityRequest:
     memory_bytes: int | None = None  # of one rank: its device's, or its share of what is free on its machine
     kv_bytes: int | None = None
     kv_fraction: float = 0.5
+    kv_precision: KVPrecision = KVPrecision.AUTO
     block_size: int = 16
     max_rows_per_step: int = 2048
     max_sequences: int = 256
     max_context: int | None = None
     draft: DraftShare = NOTHING_DRAFTED
     channel_scale_itemsize: int = 4  # of a per-channel FP8 checkpoint, whose config.json does not say: 4 or 2
+    keeps_fp8: bool = False  # see `weight_sums.Formats`
+    graph_bytes: int = 0  # of the recorded steps
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of keys and values in the cache, by name."""
+        return self.precision.value if self.kv_precision is KVPrecision.AUTO else self.kv_precision.value
 
     @classmethod
     def from_engine(
-        cls, engine: EngineConfig, memory_bytes: int | None = None, draft: DraftShare = NOTHING_DRAFTED
+        cls,
+        engine: EngineConfig,
+        model: ModelConfig,
+        memory_bytes: int | None = None,
+        draft: DraftShare = NOTHING_DRAFTED,
     ) -> Self:
         """What a rank of this configuration asks for. `num_blocks`, which no user can set, is not looked at."""
         return cls(
@@ -47,11 +60,14 @@ class CapacityRequest:
             memory_bytes=memory_bytes,
             kv_bytes=engine.kv_bytes,
             kv_fraction=engine.kv_fraction,
+            kv_precision=engine.kv_precision,
             block_size=engine.block_size,
             max_rows_per_step=engine.max_rows_per_step,
             max_sequences=engine.max_sequences,
             max_context=engine.max_context,
             draft=draft,
+            keeps_fp8=engine.device.startswith("cuda") and engine.kernels is not KernelChoice.TORCH,
+            graph_bytes=graph_bytes(engine, model) if runs_graphs(engine, engine.device) else 0,
         )
 
 
@@ -105,7 +121,11 @@ class CapacityPlan:
 
 def plan(model: ModelConfig, request: CapacityRequest) -> CapacityPlan:
     """Place the experts and sum up. Raises DoesNotFit where a rank's memory does not hold its share."""
-    formats = Formats(precision=request.precision, channel_scale_itemsize=request.channel_scale_itemsize)
+    formats = Formats(
+        precision=request.precision,
+        channel_scale_itemsize=request.channel_scale_itemsize,
+        keeps_fp8=request.keeps_fp8,
+    )
     sums = sum_weights(model, formats)
     placement = Placement.even(model.num_experts, request.num_ranks)
     ranks = tuple(_rank(model, request, sums, index, experts) for index, experts in enumerate(placement.experts))
@@ -126,7 +146,7 @@ def plan(model: ModelConfig, request: CapacityRequest) -> CapacityPlan:
 def kv_bytes_per_token(model: ModelConfig, request: CapacityRequest) -> int:
     """Keys and values of one position in all layers, a draft model's included."""
     values = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    return (values + request.draft.kv_values_per_token) * ITEMSIZE[request.precision.value]
+    return (values + request.draft.kv_values_per_token) * ITEMSIZE[request.kv_dtype]
 
 
 def activation_bytes(model: ModelConfig, request: CapacityRequest, num_local_experts: int) -> int:
@@ -172,7 +192,9 @@ def _rank(
         rank=index,
         experts=experts,
         weights=weights,
-        activation_bytes=activation_bytes(model, request, len(experts)),
+        activation_bytes=activation_bytes(model, request, len(experts))
+        + request.draft.proposal_bytes
+        + request.graph_bytes,
         kv_blocks=kv_blocks,
         kv_bytes=kv_blocks * per_block,
     )
@@ -189,7 +211,7 @@ def _kv_blocks(request: CapacityRequest, per_block: int, max_context: int, loade
     useful = request.max_sequences * -(-max_context // request.block_size)
     if request.memory_bytes is None:
         return useful
-    left = max(request.memory_bytes - loaded_bytes, 0)
+    left = max(request.memory_bytes - loaded_bytes - request.draft.proposal_bytes - request.graph_bytes, 0)
     return min(useful, int(left * request.kv_fraction) // per_block)
 
 

@@ -34,6 +34,7 @@ def as_dict(plan: CapacityPlan) -> dict[str, Any]:
         "memory_bytes_per_rank": plan.request.memory_bytes,
         "draft_method": plan.request.draft.method.value,
         "kv": {
+            "dtype": plan.request.kv_dtype,
             "block_size": plan.request.block_size,
             "bytes_per_token": plan.kv_bytes_per_token,
             "bytes_per_block": plan.kv_bytes_per_block,
@@ -115,9 +116,9 @@ def _kv_lines(plan: CapacityPlan) -> Iterator[str]:
     first = plan.ranks[0]
     yield f"drafts    {plan.request.draft.method.value}"
     yield (
-        f"KV cache  {readable(plan.kv_bytes_per_token)} a token, {readable(plan.kv_bytes_per_block)} a block of "
-        f"{plan.request.block_size}, {readable(plan.kv_bytes_per_token * plan.max_context)} for a whole context of "
-        f"{plan.max_context:,} tokens"
+        f"KV cache  {readable(plan.kv_bytes_per_token)} a token in {plan.request.kv_dtype}, "
+        f"{readable(plan.kv_bytes_per_block)} a block of {plan.request.block_size}, "
+        f"{readable(plan.kv_bytes_per_token * plan.max_context)} for a whole context of {plan.max_context:,} tokens"
     )
     yield (
         f"          rank {first.rank} holds {plan.kv_tokens(first):,} tokens, {plan.full_sequences(first):,} whole "
@@ -128,7 +129,7 @@ def _kv_lines(plan: CapacityPlan) -> Iterator[str]:
 
 def _note_lines(plan: CapacityPlan) -> Iterator[str]:
     yield "Activations are an upper bound: it lets every row choose one rank's experts, and be scored."
-    if plan.model.quantization is not None:
+    if plan.model.quantization is not None and not plan.request.keeps_fp8:
         yield f"FP8 weights are dequantised to {plan.request.precision.value} when they are loaded."
     if min(map(plan.full_sequences, plan.ranks)) == 0:
         yield f"No rank can run a sequence of {plan.max_context:,} tokens: longer ones than its KV cache are refused."

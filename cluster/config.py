@@ -5,7 +5,7 @@ This module alone reads the environment. Below it plain frozen dataclasses trave
 
 from __future__ import annotations
 
-import enum
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,20 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from cluster.config_words import (
+    CudaGraphs,
+    Device,
+    DraftAcceptance,
+    Drafter,
+    Dtype,
+    ExecutorKind,
+    Kernels,
+    KVDtype,
+    Spread,
+)
+
 ENV_PREFIX = "SIGMOE_"
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable by which Ray tells a job's entry its configuration
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?B|B)", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1} | {
@@ -42,53 +55,6 @@ def _size(value: object) -> object:
 Bytes = Annotated[PositiveInt, BeforeValidator(_size)]
 
 
-class Dtype(enum.Enum):
-    """Of activations, weights and KV cache."""
-
-    AUTO = "auto"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-
-
-class ExecutorKind(enum.Enum):
-    """Who starts the ranks."""
-
-    RAY = "ray"
-    LOCAL = "local"
-
-
-class Kernels(enum.Enum):
-    """Which kernels run."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    TORCH = "torch"
-
-
-class DraftAcceptance(enum.Enum):
-    """How drafts of sampled requests are verified; see `engine.config.Acceptance`."""
-
-    MATCH = "match"
-    REJECTION = "rejection"
-
-
-class Device(enum.Enum):
-    """What a rank computes on."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Spread(enum.Enum):
-    """How Ray spreads the ranks over nodes."""
-
-    STRICT_PACK = "STRICT_PACK"
-    PACK = "PACK"
-    SPREAD = "SPREAD"
-    STRICT_SPREAD = "STRICT_SPREAD"
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -99,7 +65,7 @@ class ModelSection(_Section):
     path: str = Field(min_length=1, description="folder of the checkpoint, readable under this path on every node")
     served_name: str = Field(default="", description="name that clients see; empty: the folder's name")
     dtype: Dtype = Field(
-        default=Dtype.AUTO, description="of activations, weights and KV cache; auto: float32 for a float32 checkpoint"
+        default=Dtype.AUTO, description="of activations and weights; auto: float32 for a float32 checkpoint"
     )
     max_context: PositiveInt | None = Field(
         default=None, description="tokens of prompt and output together; null: what the checkpoint is meant for"
@@ -118,23 +84,36 @@ class EngineSection(_Section):
     kv_fraction: float = Field(
         default=0.5, gt=0, le=1, description="bound of an automatic KV cache: share of the memory left by the weights"
     )
+    kv_dtype: KVDtype = Field(
+        default=KVDtype.AUTO, description="of the KV cache; auto: that of activations; float8_e4m3: half of bfloat16"
+    )
     prefix_cache: bool = Field(default=True, description="keep KV blocks of finished prompts for equal beginnings")
     ageing_s: float = Field(default=10.0, gt=0, description="seconds of waiting that make up for one priority level")
-    kernels: Kernels = Field(default=Kernels.AUTO, description="auto: native where they can be built, else torch")
+    kernels: Kernels = Field(
+        default=Kernels.AUTO, description="auto: Triton on a GPU; on the CPU native where it can be built, else torch"
+    )
+    # YAML reads a bare `off` as false.
+    cuda_graphs: Annotated[CudaGraphs, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        default=CudaGraphs.AUTO,
+        description="record decodes and verifies as CUDA graphs at the start; auto: on a GPU with the Triton kernels",
+    )
+    graph_sequences: PositiveInt = Field(
+        default=64, le=1024, description="sequences of the largest step that is recorded; larger ones run as they are"
+    )
     amx: bool = Field(default=True, description="use the matrix tiles of CPUs that have them")
+    batch_invariant: bool = Field(
+        default=False,
+        description="the same bits, and so tokens, of a request whatever runs beside it; slower: docs/performance.md",
+    )
     threads_per_rank: PositiveInt | None = Field(
         default=None, description="CPU threads of a rank; null: the cores of its node, shared by its ranks there"
     )
 
-
-class Drafter(enum.Enum):
-    """What drafts tokens ahead."""
-
-    AUTO = "auto"
-    OFF = "off"
-    EAGLE3 = "eagle3"
-    MTP = "mtp"
-    NGRAM = "ngram"
+    @model_validator(mode="after")
+    def _check_batch_invariance(self) -> Self:
+        if self.batch_invariant and self.kernels is Kernels.TORCH:
+            raise ValueError("batch_invariant is no promise of the torch kernels; with kernels auto or native it is")
+        return self
 
 
 class SpeculationSection(_Section):
@@ -180,6 +159,11 @@ class ClusterSection(_Section):
     spread: Spread = Field(default=Spread.PACK, description="Ray's strategy for the placement group of the ranks")
     device: Device = Field(default=Device.AUTO, description="auto: cuda where the cluster has a GPU for each rank")
     cpus_per_rank: float = Field(default=1.0, ge=0, description="CPUs that Ray sets aside for a rank")
+    rank_resource: str = Field(
+        default="",
+        max_length=100,
+        description="a resource of your own of which Ray sets aside one for each rank, such as H20; empty: none",
+    )
     memory_per_rank: Bytes | None = Field(
         default=None, description="memory of a rank's device, for --dry-run alone; null: this machine's, shared by all"
     )
@@ -188,16 +172,84 @@ class ClusterSection(_Section):
     max_restarts: int = Field(default=3, ge=0, description="new epochs without a minute of peace before giving up")
 
 
+class ScalingSection(_Section):
+    """How many replicas serve: groups of `cluster.ranks` ranks, each with all the experts. docs/autoscaling.md."""
+
+    min_replicas: int = Field(default=1, ge=0, le=256, description="the fewest; 0: none while there is nothing to do")
+    max_replicas: PositiveInt = Field(
+        default=1, le=256, description="the most; where it equals min_replicas the number is fixed"
+    )
+    target_queue_s: float = Field(
+        default=1.0, gt=0, description="a sequence that waits longer for a place in a step asks for a replica"
+    )
+    kv_high: float = Field(default=0.85, gt=0, le=1, description="share of the KV blocks in use that asks for one")
+    slo_first_token_s: float | None = Field(
+        default=None, gt=0, description="SLO: seconds to a call's first token; null: none"
+    )
+    slo_token_s: float | None = Field(
+        default=None, gt=0, description="SLO: seconds for each further token, on average over an answer; null: none"
+    )
+    slo_share: float = Field(
+        default=0.95, gt=0, le=1, description="share of the last 30 s within the SLO; a smaller one asks for a replica"
+    )
+    background_counts: bool = Field(
+        default=False, description="whether requests of a priority below 0, as batch jobs send, ask for replicas, too"
+    )
+    up_after_s: float = Field(default=3.0, ge=0, description="how long it must be asked for without a break")
+    down_after_s: float = Field(
+        default=300.0, ge=0, description="how long fewer replicas must have been enough without a break"
+    )
+    cool_down_s: float = Field(default=15.0, ge=0, description="rest after each change, of the wish or of what serves")
+    idle_to_zero_s: float = Field(
+        default=600.0, ge=0, description="with min_replicas 0: time without any request before the last one goes"
+    )
+    wait_s: float = Field(
+        default=900.0, gt=0, description="with min_replicas 0: how long a call waits for the first, unless its deadline"
+    )
+    drain_s: float = Field(
+        default=60.0, ge=0, description="time for the requests of a replica that goes; then they move to another"
+    )
+    room_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="with max_replicas above 1: how long a replica may wait for Ray's autoscaler to bring its nodes",
+    )
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
+        return self
+
+
 class GatewaySection(_Section):
     """The front door."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=50051, ge=0, le=65535, description="port to listen on; 0: any free one")
+    tls_cert: str | None = Field(
+        default=None, min_length=1, description="PEM file of the port's certificate (and its chain); null: no TLS"
+    )
+    tls_key: str | None = Field(default=None, min_length=1, description="PEM file of the certificate's key")
+    tls_client_ca: str | None = Field(default=None, min_length=1, description="PEM file: who signs clients' own")
+    token_path: str | None = Field(default=None, min_length=1, description="file with a token that callers must send")
+    metrics_port: PositiveInt | None = Field(
+        default=None, le=65535, description="port of GET /metrics for Prometheus, over HTTP; null: not served"
+    )
     max_requests: PositiveInt = Field(default=2048, description="calls admitted at the same time")
     resume_timeout_s: float = Field(
         default=60.0, gt=0, description="how long a stream whose rank was lost waits for one that serves"
     )
     drain_s: float = Field(default=2.0, ge=0, description="time that calls under way get when the server stops")
+
+    @model_validator(mode="after")
+    def _check_security(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together")
+        for key in ("tls_client_ca", "token_path"):
+            if self.tls_cert is None and getattr(self, key) is not None:
+                raise ValueError(f"{key} needs tls_cert and tls_key")
+        return self
 
 
 class Config(_Section):
@@ -207,6 +259,7 @@ class Config(_Section):
     engine: EngineSection = EngineSection()
     speculation: SpeculationSection = SpeculationSection()
     cluster: ClusterSection = ClusterSection()
+    scaling: ScalingSection = ScalingSection()
     gateway: GatewaySection = GatewaySection()
 
 
@@ -230,6 +283,12 @@ def load(file: Path | None, overrides: Sequence[str] = (), environment: Mapping[
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigMistake(_readable(error)) from None
+
+
+def ray_job(environment: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """What Ray says of the job that this process is the entry of (`ray job submit`); None where it is of none."""
+    text = (os.environ if environment is None else environment).get(_RAY_JOB)
+    return None if text is None else dict(json.loads(text))
 
 
 def keys() -> tuple[str, ...]:

@@ -43,8 +43,11 @@ class Controller(Generic[G]):
         *,
         max_restarts: int,
         clock: Callable[[], float] = time.monotonic,
+        on_loss: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`make_group` gets the epoch. `on_epoch` is told of each group that serves, before the next can be lost.
+
+        `on_loss` hears why a group was lost, or did not start in place of a lost one.
 
         A group that is lost `max_restarts` + 1 times without a minute of peace between is given up.
         """
@@ -53,6 +56,7 @@ class Controller(Generic[G]):
         self._on_epoch = on_epoch
         self._max_restarts = max_restarts
         self._clock = clock
+        self._on_loss = on_loss
         self._group: G | None = None
 
     async def start(self) -> AsyncIterator[LoadProgress]:
@@ -72,6 +76,7 @@ class Controller(Generic[G]):
             num_restarts = 0 if self._clock() - started_s > _PEACE_S else num_restarts
             while True:
                 _log.warning("event=group_lost epoch=%d restarts=%d reason=%s", self.epoch, num_restarts, reason)
+                self._on_loss(reason)
                 await self._group.stop()
                 if num_restarts >= self._max_restarts:
                     return reason

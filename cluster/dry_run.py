@@ -23,8 +23,8 @@ def dry_run(config: Config, *, is_json: bool) -> int:
     try:
         model = ModelConfig.from_dir(config.model.path)
         engine = settings.engine_config(config, model)
-        draft = DraftShare.of(engine.speculation, model)
-        made = plan(model, CapacityRequest.from_engine(engine, memory, draft))
+        draft = DraftShare.of(engine, model)
+        made = plan(model, CapacityRequest.from_engine(engine, model, memory, draft))
     except (CheckpointError, DoesNotFit) as error:
         print(f"sigmoe serve: {error}", file=sys.stderr)
         return EXIT_FAILURE

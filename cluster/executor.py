@@ -13,7 +13,7 @@ from scheduler.request import DraftMethod, Request, SchedulerStats, TokenDelta
 class RankStatus:
     """One rank as an operator sees it."""
 
-    rank: int
+    rank: int  # in its group
     device: str
     host: str
     pid: int
@@ -26,11 +26,12 @@ class RankStatus:
     kv_bytes: int = 0
     expert_tokens: tuple[int, ...] = ()  # rows that this rank's gate sent to each logical expert, all MoE layers
     kernels: str = ""  # which kernel backend runs, e.g. "native avx512_bf16 amx" or "torch"
+    replica: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatus:
-    """One expert-parallel group."""
+    """One expert-parallel group, or several where replicas are served."""
 
     epoch: int
     ranks: tuple[RankStatus, ...]
@@ -57,6 +58,7 @@ class LoadProgress:
     stage: str  # "starting", "loading", "warming", "ready"
     done_bytes: int = 0
     total_bytes: int = 0
+    replica: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,10 @@ class Executor(Protocol):
 
     def info(self) -> GroupInfo:
         """Facts of the started group."""
+        ...
+
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that serve now, ascending; `events` tells of those that are lost and that join."""
         ...
 
     async def submit(self, rank: int, request: Request) -> None:

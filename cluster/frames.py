@@ -25,7 +25,7 @@ from scheduler.request import (
     Usage,
 )
 
-VERSION = 2
+VERSION = 3
 _REQUEST, _DELTAS, _STATUS = 1, 2, 3
 
 _REASONS = tuple(FinishReason)
@@ -237,6 +237,8 @@ _STATS_CODEC = _Codec(
         "forward_s": _float,
         "sample_s": _float,
         "draft_s": _float,
+        "extend_s": _float,
+        "draft_cost_error": _float,
     },
 )
 _STATUS_CODEC = _Codec(
@@ -255,6 +257,7 @@ _STATUS_CODEC = _Codec(
         "kv_bytes": _int,
         "expert_tokens": _ints,
         "kernels": _str,
+        "replica": _int,
     },
 )
 _USAGE_CODEC = _Codec(

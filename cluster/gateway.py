@@ -7,24 +7,34 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from cluster.admin_service import AdminService
 from cluster.admission import Admission
+from cluster.attainment import Attainment
+from cluster.autoscale import Load
+from cluster.board import Board
 from cluster.calls import Calls
 from cluster.executor import Executor
 from cluster.gateway_config import GatewayConfig
+from cluster.gateway_security import SecurityMistake
 from cluster.inference_service import InferenceService
+from cluster.journal import Journal
+from cluster.latencies import Latencies
+from cluster.load_meter import measure
+from cluster.metrics_site import MetricsSite
 from cluster.request_builder import RequestBuilder
 from cluster.served_model import ServedModel
 from cluster.serving import Serving, draw_seed
 from cluster.switchboard import Switchboard
+from cluster.waiting_room import Patience
 from sigmoe.errors import Unavailable
 from sigmoe.v1 import admin_service_pb2, admin_service_pb2_grpc, inference_service_pb2, inference_service_pb2_grpc
 
@@ -56,7 +66,10 @@ class CannotListen(OSError):
 
 
 class Gateway:
-    """Serves one executor's group on one address. Belongs to one event loop; stops nothing it did not start."""
+    """Serves one executor's ranks on one address. Belongs to one event loop; stops nothing it did not start.
+
+    `board` is what it tells of the fleet behind it; whoever runs that keeps it up to date.
+    """
 
     def __init__(
         self,
@@ -64,12 +77,19 @@ class Gateway:
         executor: Executor,
         model_dir: Path,
         clock: Callable[[], float] = time.monotonic,
+        board: Board | None = None,
     ) -> None:
         self._config = config
         self._executor = executor
         self._model_dir = model_dir
         self._clock = clock
         self._calls = Calls(Admission(config.max_requests, clock))
+        self._histograms = CollectorRegistry()
+        self._attainment = Attainment(config.slo_first_token_s, config.slo_token_s, clock)
+        self.board = board or Board(Journal(time.time))
+        self._admin = AdminService(self._calls, self._ready, self.board, config.configuration)
+        self._site = MetricsSite(self._histograms, self._admin.snapshot)
+        self.metrics_port: int | None = None  # while it listens
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._serving: Serving | None = None
@@ -100,15 +120,27 @@ class Gateway:
     async def listen(self) -> int:
         """Take the address; calls answer UNAVAILABLE until `serve`. Returns the port. Raises CannotListen."""
         assert self._server is None, "listens already"
-        server = grpc.aio.server(options=_OPTIONS)
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(self._calls, self._ready), server
+        try:
+            credentials, guards = self._config.security.credentials(), self._config.security.interceptors()
+        except SecurityMistake as error:
+            raise CannotListen(str(error)) from None
+        server = grpc.aio.server(options=_OPTIONS, interceptors=guards)
+        latencies = Latencies(
+            self._histograms, self._clock, self._attainment, counts_background=self._config.background_counts
         )
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(self._calls, self._ready), server)
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(self._calls, self._ready, latencies), server
+        )
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(False)
-        port = _bind(server, self._config.host, self._config.port)
+        port = _bind(server, self._config.host, self._config.port, credentials)
+        try:
+            await self._listen_for_metrics()
+        except CannotListen:
+            await server.stop(None)
+            raise
         await server.start()
         self._server = server
         return port
@@ -120,9 +152,9 @@ class Gateway:
         max_context = min(info.max_context, info.kv_tokens_per_rank)
         switchboard = Switchboard(
             self._executor,
-            resume_timeout_s=self._config.resume_timeout_s,
+            patience=Patience(resume_s=self._config.resume_timeout_s, wait_s=self._config.wait_s),
             clock=self._clock,
-            on_ranks=self._set_health,
+            on_ranks=self._tell_ranks,
         )
         self._serving = Serving(
             model=model,
@@ -135,13 +167,29 @@ class Gateway:
             started=self._clock(),
         )
         self._pump = asyncio.create_task(switchboard.run())
-        await self._set_health(True)
+        await self._tell_ranks(bool(switchboard.ranks))
+
+    async def load(self) -> Load:
+        """What there is to do. Raises Unavailable before `serve`."""
+        serving = self._ready()
+        return await measure(
+            serving.executor,
+            serving.switchboard,
+            self._attainment,
+            now_s=self._clock(),
+            counts_background=self._config.background_counts,
+        )
+
+    async def drain(self, ranks: Collection[int], limit_s: float) -> int:
+        """Take ranks out of service; see `Switchboard.drain`. Raises Unavailable before `serve`."""
+        return await self._ready().switchboard.drain(ranks, limit_s)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those under way end for `grace_s`, then end them. Safe to call twice."""
         if self._server is None or self._is_stopping:
             return
         self._is_stopping = True
+        self.board.journal.close()
         await self._health.enter_graceful_shutdown()
         stopped = asyncio.create_task(self._server.stop(grace_s + 1.0))
         await asyncio.wait([stopped], timeout=grace_s)
@@ -152,6 +200,7 @@ class Gateway:
             self._pump.cancel()
             await asyncio.wait([self._pump])
             await self._serving.switchboard.stop()
+        await self._site.stop()
 
     def _ready(self) -> Serving:
         if self._serving is None:
@@ -160,6 +209,19 @@ class Gateway:
             raise Unavailable("the server is stopping")
         return self._serving
 
+    async def _listen_for_metrics(self) -> None:
+        host, port = self._config.host, self._config.metrics_port
+        if port is None:
+            return
+        try:
+            self.metrics_port = await self._site.start(host, port)
+        except OSError as error:
+            raise CannotListen(f"gateway.metrics_port: cannot listen on {host}:{port}: {error.strerror}") from None
+
+    async def _tell_ranks(self, has_ranks: bool) -> None:
+        """Where calls wait for a rank they are answered, if late: that is as good as serving."""
+        await self._set_health(has_ranks or self._config.wait_s > 0)
+
     async def _set_health(self, is_serving: bool) -> None:
         """What health checks hear; the name is grpc.health.v1's."""
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -167,10 +229,12 @@ class Gateway:
             await self._health.set(service, status)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound: int = server.add_insecure_port(address)
+        bound: int = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
         raise CannotListen(f"cannot listen on {address}: {_why(host, port) or error}") from None
     return bound

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.calls import Calls
+from cluster.latencies import CallLatency, Latencies
 from cluster.request_builder import Prepared
 from cluster.responses import Response, logprob_messages, stream_responses, usage_message
 from cluster.sampling_rules import DEFAULT_MAX_TOKENS, DRAFT_MODELS
@@ -22,27 +23,30 @@ from sigmoe.v1 import inference_service_pb2_grpc, types_pb2
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """`serving` gives what to answer from, and raises Unavailable while there is nothing."""
 
-    def __init__(self, calls: Calls, serving: Callable[[], Serving]) -> None:
+    def __init__(self, calls: Calls, serving: Callable[[], Serving], latencies: Latencies) -> None:
         self._calls = calls
         self._serving = serving
+        self._latencies = latencies
 
     async def Generate(self, call: inference.GenerateRequest, context: Any) -> None:
         """Continue a text or token ids."""
 
         async def work(request_id: str) -> None:
+            latency = CallLatency(self._latencies, is_whole=call.whole, is_background=call.priority < 0)
             prepared = await self._serving().builder.generate(call, request_id)
-            await self._stream(prepared, inference.GenerateResponse, context)
+            await self._stream(prepared, inference.GenerateResponse, context, latency)
 
-        await self._calls.run(context, work)
+        await self._calls.run(context, work, is_background=call.priority < 0)
 
     async def Chat(self, call: inference.ChatRequest, context: Any) -> None:
         """Answer a conversation."""
 
         async def work(request_id: str) -> None:
+            latency = CallLatency(self._latencies, is_whole=call.whole, is_background=call.priority < 0)
             prepared = await self._serving().builder.chat(call, request_id)
-            await self._stream(prepared, inference.ChatResponse, context)
+            await self._stream(prepared, inference.ChatResponse, context, latency)
 
-        await self._calls.run(context, work)
+        await self._calls.run(context, work, is_background=call.priority < 0)
 
     async def Score(self, call: inference.ScoreRequest, context: Any) -> inference.ScoreResponse:
         """Log-probabilities of a text."""
@@ -51,7 +55,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             prepared = await self._serving().builder.score(call, request_id)
             return await self._score(prepared, context)
 
-        return await self._calls.run(context, work)
+        return await self._calls.run(context, work, is_background=call.priority < 0)
 
     async def Tokenize(self, call: inference.TokenizeRequest, context: Any) -> inference.TokenizeResponse:
         """Text or messages to token ids."""
@@ -79,7 +83,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
         return await self._calls.look(context, work)
 
-    async def _stream(self, prepared: Prepared, kind: type[Response], context: Any) -> None:
+    async def _stream(self, prepared: Prepared, kind: type[Response], context: Any, latency: CallLatency) -> None:
         """Write what the ranks make of a request until every sequence has ended."""
         serving = self._serving()
         text_of, request_id = serving.model.tokenizer.piece, prepared.request.request_id
@@ -89,6 +93,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             await serving.switchboard.open(prepared.request, stream, serving.deadline(context))
             while chunks := await stream.take():
                 for chunk in chunks:
+                    latency.see(chunk)
                     for response in stream_responses(
                         kind, request_id, chunk, text_of, with_token_ids=prepared.return_token_ids
                     ):
@@ -96,6 +101,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                     reasons.add(chunk.finish_reason)
         finally:
             serving.switchboard.close(stream)
+            latency.end()
         _raise_for(reasons)
 
     async def _score(self, prepared: Prepared, context: Any) -> inference.ScoreResponse:
@@ -122,7 +128,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
 
 def _open_stream(prepared: Prepared) -> RequestStream:
-    return RequestStream(prepared.request.num_sequences, len(prepared.request.prompt), prepared.rules)
+    request = prepared.request
+    return RequestStream(request.num_sequences, len(request.prompt), prepared.rules, is_whole=prepared.is_whole)
 
 
 def _raise_for(reasons: set[FinishReason | None]) -> None:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from cluster import settings
-from cluster.config import Config, ExecutorKind
+from cluster.config import Config
+from cluster.config_words import ExecutorKind
 from cluster.deployment import Deployment
 from cluster.executor import GroupStartError
 from cluster.gateway import CannotListen
@@ -50,14 +51,16 @@ def serve(config: Config, *, is_json: bool = False) -> int:
         # What can be known early, a bad tokenizer too, is said before anything heavy starts.
         model = ServedModel.from_dir(Path(config.model.path)).config
         demand_free_port(config.gateway.host, config.gateway.port)
+        if config.gateway.metrics_port is not None:
+            demand_free_port(config.gateway.host, config.gateway.metrics_port, "gateway.metrics_port")
         return asyncio.run(_serve(config, model, voice))
     except (CannotListen, GroupStartError, CheckpointError) as error:
         print(f"sigmoe serve: {error}", file=sys.stderr)
         return EXIT_FAILURE
 
 
-def demand_free_port(host: str, port: int) -> None:
-    """Find out before anything heavy starts. Raises CannotListen."""
+def demand_free_port(host: str, port: int, key: str = "gateway.port") -> None:
+    """Find out before anything heavy starts; `key` is what the user has set. Raises CannotListen."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -68,11 +71,12 @@ def demand_free_port(host: str, port: int) -> None:
         raise CannotListen(f"gateway.host: {host!r} is no address of this machine ({error.strerror})") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
+            hint = "--port (0: any free one)" if key == "gateway.port" else f"--set {key}=PORT"
             raise CannotListen(
-                f"gateway.port: {port} on {host} is in use, perhaps by another `sigmoe serve`; "
-                "stop it, or choose another with --port (0: any free one)"
+                f"{key}: {port} on {host} is in use, perhaps by another `sigmoe serve`; "
+                f"stop it, or choose another with {hint}"
             ) from None
-        raise CannotListen(f"gateway: cannot listen on {host}:{port}: {error.strerror}") from None
+        raise CannotListen(f"{key}: cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 async def _serve(config: Config, model: ModelConfig, voice: Voice) -> int:
@@ -80,7 +84,7 @@ async def _serve(config: Config, model: ModelConfig, voice: Voice) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    deployment = _deployment(config, model)
+    deployment = deployment_of(config, model)
     drain_s = 0.0
     try:
         if not await _until(stopping, _start(config, deployment, voice)):
@@ -99,11 +103,13 @@ async def _serve(config: Config, model: ModelConfig, voice: Voice) -> int:
 
 async def _start(config: Config, deployment: Deployment, voice: Voice) -> None:
     start_s = time.monotonic()
+    num_replicas = max(1, config.scaling.min_replicas)
     if not voice.is_json:
         over = "over Ray" if config.cluster.executor is ExecutorKind.RAY else "on this machine"
-        voice.console.print(f"starting {config.cluster.ranks} ranks {over} with {config.model.path}")
+        replicas = "" if config.scaling.max_replicas == 1 else f"{num_replicas} x "
+        voice.console.print(f"starting {replicas}{config.cluster.ranks} ranks {over} with {config.model.path}")
         voice.console.file.flush()
-    with LoadingView(voice.console, config.cluster.ranks, is_silent=voice.is_json) as view:
+    with LoadingView(voice.console, config.cluster.ranks, num_replicas, is_silent=voice.is_json) as view:
         async for progress in deployment.start():
             view.show(progress)
     address = f"{config.gateway.host}:{deployment.port}"
@@ -114,17 +120,21 @@ async def _start(config: Config, deployment: Deployment, voice: Voice) -> None:
         print(json.dumps({"event": "serving", **document}), flush=True)
     else:
         voice.console.print(picture(deployment.info(), status, address, loaded_s))
+        if config.gateway.metrics_port is not None:
+            voice.console.print(f"metrics on http://{config.gateway.host}:{config.gateway.metrics_port}/metrics")
 
 
-def _deployment(config: Config, model: ModelConfig) -> Deployment:
+def deployment_of(config: Config, model: ModelConfig) -> Deployment:
+    """What the configuration asks for, not started. `sigmoe batch` brings its own ranks by it, too."""
     engine, gateway = settings.engine_config(config, model), settings.gateway_config(config, model)
+    rules = settings.fleet_rules(config)
     if config.cluster.executor is ExecutorKind.LOCAL:
         from cluster.local_deployment import LocalDeployment
 
-        return LocalDeployment(engine, gateway, config.cluster.max_restarts)
+        return LocalDeployment(engine, gateway, rules)
     from cluster.ray_deployment import RayDeployment
 
-    return RayDeployment(config.cluster, engine, gateway)
+    return RayDeployment(config.cluster, engine, gateway, rules, config.scaling.room_timeout_s)
 
 
 async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> tuple[T] | None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from cluster.controller import Controller
-from cluster.epochs import EpochExecutor
+from cluster.autoscale import Load
+from cluster.board import Board, FleetPicture
+from cluster.door import FleetRules
 from cluster.executor import GroupInfo, GroupStatus, LoadProgress
+from cluster.fleet import Fleet
 from cluster.gateway import Gateway
 from cluster.gateway_config import GatewayConfig
+from cluster.journal import Journal
 from cluster.local_executor import LocalExecutor
+from cluster.replicas import Replicas
 from engine.config import EngineConfig
+from sigmoe.errors import Unavailable
 
 
 class LocalGroup:
@@ -41,24 +47,63 @@ class LocalGroup:
         await self.executor.stop()
 
 
+class LocalDoor:
+    """See `cluster.door.Door`: a gateway in this process."""
+
+    def __init__(self, config: GatewayConfig, model_dir: Path, journal: Journal) -> None:
+        self.fleet = Fleet(self._lose)
+        self.gateway = Gateway(config, self.fleet, model_dir, board=Board(journal))
+        self._groups: dict[int, LocalGroup] = {}
+
+    async def adopt(self, replica: int, group: LocalGroup) -> None:
+        """See `Door`."""
+        self._groups[replica] = group
+        self.fleet.adopt(replica, group.executor)
+
+    async def drain(self, replica: int, limit_s: float) -> int:
+        """See `Door`."""
+        try:
+            return await self.gateway.drain(self.fleet.ranks_of(replica), limit_s)
+        except Unavailable as error:
+            raise ConnectionError(str(error)) from None
+
+    async def release(self, replica: int) -> None:
+        """See `Door`."""
+        self._groups.pop(replica, None)
+        self.fleet.release(replica)
+
+    async def load(self) -> Load:
+        """See `Door`."""
+        try:
+            return await self.gateway.load()
+        except Unavailable as error:
+            raise ConnectionError(str(error)) from None
+
+    async def post(self, picture: FleetPicture) -> None:
+        """See `Door`; the journal is shared."""
+        self.gateway.board.picture = picture
+
+    def _lose(self, replica: int, reason: str) -> None:
+        self._groups[replica].lose(reason)
+
+
 class LocalDeployment:
     """See `cluster.deployment.Deployment`."""
 
-    def __init__(self, engine: EngineConfig, gateway: GatewayConfig, max_restarts: int) -> None:
-        self._epochs = EpochExecutor(self._lose)
-        self._gateway = Gateway(gateway, self._epochs, Path(engine.model_dir))
-        self._group: LocalGroup | None = None
+    def __init__(self, engine: EngineConfig, gateway: GatewayConfig, rules: FleetRules) -> None:
+        journal = Journal(time.time)
+        self._door = LocalDoor(gateway, Path(engine.model_dir), journal)
         self._port = 0
-        self._controller = Controller(
-            lambda epoch: LocalGroup(dataclasses.replace(engine, epoch=epoch)), self._adopt, max_restarts=max_restarts
+        self._replicas = Replicas(
+            lambda epoch: LocalGroup(dataclasses.replace(engine, epoch=epoch)), self._door, rules, journal
         )
 
     async def start(self) -> AsyncIterator[LoadProgress]:
         """See `Deployment`."""
-        self._port = await self._gateway.listen()
-        async for progress in self._controller.start():
+        self._port = await self._door.gateway.listen()
+        async for progress in self._replicas.start():
             yield progress
-        await self._gateway.serve()
+        await self._door.gateway.serve()
 
     @property
     def port(self) -> int:
@@ -67,26 +112,18 @@ class LocalDeployment:
 
     def info(self) -> GroupInfo:
         """See `Deployment`."""
-        return self._epochs.info()
+        return self._door.fleet.info()
 
     async def status(self) -> GroupStatus:
         """See `Deployment`."""
-        return await self._epochs.status()
+        return await self._door.fleet.status()
 
     async def ended(self) -> str:
         """See `Deployment`."""
-        return await self._controller.run()
+        return await self._replicas.run()
 
     async def stop(self, drain_s: float) -> None:
         """See `Deployment`."""
-        await self._gateway.stop(drain_s)
-        await self._controller.stop()
-        await self._epochs.stop()
-
-    async def _adopt(self, group: LocalGroup) -> None:
-        self._group = group
-        self._epochs.adopt(group.executor)
-
-    def _lose(self, reason: str) -> None:
-        if self._group is not None:
-            self._group.lose(reason)
+        await self._door.gateway.stop(drain_s)
+        await self._replicas.stop()
+        await self._door.fleet.stop()

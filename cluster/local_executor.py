@@ -51,6 +51,10 @@ class LocalExecutor:
         assert self._info is not None, "the group has not started"
         return self._info
 
+    def ranks(self) -> tuple[int, ...]:
+        """See `Executor`."""
+        return tuple(range(self.info().num_ranks))
+
     async def submit(self, rank: int, request: Request) -> None:
         """See `Executor`."""
         self._links[rank].submit(request)

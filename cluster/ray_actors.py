@@ -11,9 +11,12 @@ from pathlib import Path
 
 import ray
 
-from cluster.epochs import EpochExecutor
+from cluster.autoscale import Load
+from cluster.board import FleetPicture
 from cluster.executor import GroupInfo, LoadProgress
+from cluster.fleet import Fleet
 from cluster.gateway_config import GatewayConfig
+from cluster.journal import FleetEvent
 from cluster.ray_link import Members, RayLink
 from engine.config import EngineConfig, StoreAddress
 
@@ -78,9 +81,10 @@ class GatewayActor:
         from cluster.gateway import Gateway
 
         self._identity = identity
-        self._epochs = EpochExecutor()
-        self._gateway = Gateway(config, self._epochs, Path(model_dir))
-        self._link: RayLink | None = None
+        self._fleet = Fleet()
+        self._gateway = Gateway(config, self._fleet, Path(model_dir))
+        self._links: dict[int, RayLink] = {}
+        self._is_serving = False
         self._over = asyncio.Event()
 
     async def listen(self) -> tuple[int, str]:
@@ -92,15 +96,40 @@ class GatewayActor:
         except CannotListen as error:
             return 0, str(error)
 
-    async def adopt(self, members: Members) -> None:
-        """Serve through these ranks from now on."""
-        before, self._link = self._link, RayLink(members, self._identity)
-        await self._link.attach()
-        self._epochs.adopt(self._link)
-        if before is None:
-            await self._gateway.serve()
-        else:
+    async def adopt(self, replica: int, members: Members) -> None:
+        """Serve through these ranks, as the replica's, from now on."""
+        before, link = self._links.get(replica), RayLink(members, self._identity)
+        await link.attach()
+        self._links[replica] = link
+        self._fleet.adopt(replica, link)
+        await self._serve()
+        if before is not None:
             await before.stop()
+
+    async def wait(self, info: GroupInfo) -> None:
+        """Serve without any rank for now: calls wait for one."""
+        self._fleet.introduce(info)
+        await self._serve()
+
+    async def release(self, replica: int) -> None:
+        """Forget a replica."""
+        self._fleet.release(replica)
+        link = self._links.pop(replica, None)
+        if link is not None:
+            await link.stop()
+
+    async def drain(self, replica: int, limit_s: float) -> int:
+        """See `cluster.door.Door`."""
+        return await self._gateway.drain(self._fleet.ranks_of(replica), limit_s)
+
+    async def load(self) -> Load:
+        """See `cluster.door.Door`."""
+        return await self._gateway.load()
+
+    async def post(self, picture: FleetPicture, events: tuple[FleetEvent, ...]) -> None:
+        """Show this, and what is new in the journal."""
+        self._gateway.board.picture = picture
+        self._gateway.board.journal.copy(events)
 
     async def ended(self) -> None:
         """Wait until `stop`; whoever waits learns of a death, too."""
@@ -109,6 +138,11 @@ class GatewayActor:
     async def is_over(self) -> bool:
         """Whether it was told to stop."""
         return self._over.is_set()
+
+    async def _serve(self) -> None:
+        if not self._is_serving:
+            self._is_serving = True
+            await self._gateway.serve()
 
     async def stop(self, drain_s: float) -> None:
         """Let calls under way end for `drain_s`, then end them."""

@@ -36,6 +36,7 @@ class Placing:
     spread: str = "PACK"  # Ray's name of the strategy
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    resource: str = ""  # the operator's own, one for each rank
     network_interface: str = ""
     timeout_s: float = 120.0  # to find room
 
@@ -60,7 +61,7 @@ class RayGroup:
     async def start(self) -> AsyncIterator[LoadProgress]:
         """See `Group`. Raises GroupStartError, with every rank stopped."""
         try:
-            self._room = await self._make_room()
+            await self._make_room()
             self._actors = tuple(self._make_actor(rank) for rank in range(self._config.group_size))
             for rank in range(len(self._actors)):
                 yield LoadProgress(rank=rank, stage="starting")
@@ -93,20 +94,20 @@ class RayGroup:
             remove_placement_group(self._room)
             self._room = None
 
-    async def _make_room(self) -> PlacementGroup:
+    async def _make_room(self) -> None:
         bundle = {"CPU": self._placing.num_cpus, "GPU": self._placing.num_gpus}
+        bundle |= {self._placing.resource: 1.0} if self._placing.resource else {}
         bundle = {name: number for name, number in bundle.items() if number} or {"CPU": 0.001}
-        room = placement_group([bundle] * self._config.group_size, strategy=self._placing.spread)
+        # Kept at once: a start that is cancelled meanwhile gives it back, and with it the demand for machines.
+        room = self._room = placement_group([bundle] * self._config.group_size, strategy=self._placing.spread)
         try:
             async with asyncio.timeout(self._placing.timeout_s):
                 await room.ready()
         except TimeoutError:
-            remove_placement_group(room)
             raise GroupStartError(
                 f"the Ray cluster has no room for {self._config.group_size} ranks of {bundle} with "
                 f"cluster.spread={self._placing.spread}; it has {ray.cluster_resources()}"
             ) from None
-        return room
 
     def _make_actor(self, rank: int) -> Any:
         name = self._placing.network_interface
@@ -206,6 +207,10 @@ class RayExecutor:
     def info(self) -> GroupInfo:
         """See `Executor`."""
         return self._ready.info()
+
+    def ranks(self) -> tuple[int, ...]:
+        """See `Executor`."""
+        return self._ready.ranks()
 
     async def submit(self, rank: int, request: Request) -> None:
         """See `Executor`."""

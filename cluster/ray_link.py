@@ -59,6 +59,10 @@ class RayLink:
         """See `Executor`."""
         return self._members.info
 
+    def ranks(self) -> tuple[int, ...]:
+        """See `Executor`."""
+        return tuple(range(self.info().num_ranks))
+
     async def submit(self, rank: int, request: Request) -> None:
         """See `Executor`. The answer is not waited for: what a lost rank drops, `events` tells."""
         self._submits[rank].remote(self._gateway, encode_request(request))

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from cluster.config import ray_job
 from cluster.executor import GroupStartError
 
 _log = logging.getLogger(__name__)
@@ -101,13 +102,15 @@ class RaySession:
         return ""
 
     def _connect(self) -> None:
+        # A job that was submitted with a working_dir has the rooms already, and must not name another.
+        has_code = "working_dir" in ((ray_job() or {}).get("runtime_env") or {})
         ray.init(
             address=self._address,
             namespace=self._namespace,
             log_to_driver=False,
             configure_logging=False,
             logging_level=logging.ERROR,
-            runtime_env={"working_dir": str(_ROOT)},
+            runtime_env={} if has_code else {"working_dir": str(_ROOT)},
         )
 
 

@@ -29,6 +29,7 @@ class Prepared:
     request: Request
     rules: TextRules
     return_token_ids: bool = False
+    is_whole: bool = False  # the client wants nothing before the end
 
 
 class RequestBuilder:
@@ -167,7 +168,7 @@ class RequestBuilder:
             max_drafts=given.max_drafts if given.HasField("max_drafts") else None,
         )
         rules = self._text_rules(sampling, tuple(given.stop))
-        return Prepared(request=request, rules=rules, return_token_ids=call.return_token_ids)
+        return Prepared(request=request, rules=rules, return_token_ids=call.return_token_ids, is_whole=call.whole)
 
     def _text_rules(self, sampling: SamplingParams, stops: tuple[str, ...]) -> TextRules:
         ends = () if sampling.ignore_eos else self._model.config.eos_token_ids

@@ -23,7 +23,10 @@ class Part:
     client_id: str  # the request's id as the client knows it
     deadline: float | None  # on the switchboard's clock
     assigned: Assigned
+    since: float = 0.0  # when the rank got it, on the switchboard's clock
     num_moves: int = 0
+    num_losses: int = 0  # ranks that died with it
+    has_begun: bool = False  # something of it came back
     is_cancelled: bool = False
 
     @property
@@ -31,6 +34,11 @@ class Part:
         """Its sequences' streams."""
         first = self.request.first_sequence_index
         return self.stream.sequences[first : first + self.request.num_sequences]
+
+    @property
+    def is_background(self) -> bool:
+        """Whether it gives way to others."""
+        return self.request.priority < 0
 
     def owns(self, sequence_index: int) -> bool:
         """Whether the sequence belongs to this part."""

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.config import Config, ConfigMistake, Drafter, Dtype
+from cluster.autoscale import ScalingPolicy
+from cluster.config import Config, ConfigMistake
+from cluster.config_words import Drafter, Dtype
+from cluster.door import FleetRules
 from cluster.gateway_config import GatewayConfig
-from engine.config import EAGLE3_FOLDER, Acceptance, EngineConfig, KernelChoice, Precision, SpeculationConfig
+from cluster.gateway_security import GatewaySecurity
+from engine.config import (
+    EAGLE3_FOLDER,
+    Acceptance,
+    EngineConfig,
+    GraphConfig,
+    GraphUse,
+    KernelChoice,
+    KVPrecision,
+    Precision,
+    SpeculationConfig,
+)
 from model.config import ModelConfig
 from scheduler.request import DraftMethod
 
@@ -32,6 +46,7 @@ def engine_config(config: Config, model: ModelConfig) -> EngineConfig:
         group_timeout_s=cluster.start_timeout_s,
         kv_bytes=engine.kv_cache_size,
         kv_fraction=engine.kv_fraction,
+        kv_precision=KVPrecision(engine.kv_dtype.value),
         block_size=engine.block_size,
         max_rows_per_step=engine.max_rows_per_step,
         max_sequences=engine.max_sequences,
@@ -41,7 +56,9 @@ def engine_config(config: Config, model: ModelConfig) -> EngineConfig:
         ageing_s=engine.ageing_s,
         kernels=KernelChoice(engine.kernels.value),
         use_amx=engine.amx,
+        batch_invariant=engine.batch_invariant,
         num_threads=engine.threads_per_rank,
+        graphs=GraphConfig(use=GraphUse(engine.cuda_graphs.value), max_sequences=engine.graph_sequences),
         speculation=speculation(config, model),
     )
 
@@ -71,13 +88,55 @@ def speculation(config: Config, model: ModelConfig) -> SpeculationConfig:
     )
 
 
+def scaling_policy(config: Config) -> ScalingPolicy:
+    """When the fleet grows and shrinks."""
+    given = config.scaling
+    return ScalingPolicy(
+        min_replicas=given.min_replicas,
+        max_replicas=given.max_replicas,
+        sequences_per_replica=config.engine.max_sequences * config.cluster.ranks,
+        target_queue_s=given.target_queue_s,
+        kv_high=given.kv_high,
+        slo_share=given.slo_share,
+        up_after_s=given.up_after_s,
+        down_after_s=given.down_after_s,
+        cool_down_s=given.cool_down_s,
+        idle_to_zero_s=given.idle_to_zero_s,
+    )
+
+
+def fleet_rules(config: Config) -> FleetRules:
+    """How the fleet is run."""
+    return FleetRules(
+        policy=scaling_policy(config),
+        max_restarts=config.cluster.max_restarts,
+        drain_s=config.scaling.drain_s,
+    )
+
+
+def _security(config: Config) -> GatewaySecurity:
+    """Absolute paths: the gateway's process may have another working directory."""
+    gateway = config.gateway
+    given = (gateway.tls_cert, gateway.tls_key, gateway.tls_client_ca, gateway.token_path)
+    cert, key, client_ca, token = (str(Path(path).resolve()) if path else "" for path in given)
+    return GatewaySecurity(cert=cert, key=key, client_ca=client_ca, token=token)
+
+
 def gateway_config(config: Config, model: ModelConfig) -> GatewayConfig:
     """What the gateway takes."""
     return GatewayConfig(
         host=config.gateway.host,
         port=config.gateway.port,
+        security=_security(config),
+        metrics_port=config.gateway.metrics_port,
         max_requests=config.gateway.max_requests,
         resume_timeout_s=config.gateway.resume_timeout_s,
+        wait_s=0.0 if config.scaling.min_replicas else config.scaling.wait_s,
+        slo_first_token_s=config.scaling.slo_first_token_s,
+        slo_token_s=config.scaling.slo_token_s,
+        background_counts=config.scaling.background_counts,
         model_name=config.model.served_name,
         dtype=precision(config, model).value,
+        # Clients may read it: the tree holds no secrets, only paths to where they lie, and must stay so.
+        configuration=config.model_dump_json(),
     )

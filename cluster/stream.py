@@ -20,11 +20,19 @@ class RequestStream:
     """The sequences of one request. `push` and `fail` are the pump's, `take` the call's; all on one event loop."""
 
     def __init__(
-        self, num_sequences: int, num_prompt_tokens: int, rules: TextRules, max_pending: int = MAX_PENDING
+        self,
+        num_sequences: int,
+        num_prompt_tokens: int,
+        rules: TextRules,
+        *,
+        max_pending: int = MAX_PENDING,
+        is_whole: bool = False,
     ) -> None:
+        """`is_whole`: nothing is given out before all sequences have ended."""
         self.sequences = tuple(SequenceStream(index, num_prompt_tokens, rules) for index in range(num_sequences))
         self.has_stops = rules.stops is not None
         self._max_pending = max_pending
+        self._is_whole = is_whole
         self._num_unfinished = num_sequences
         self._num_pending = 0
         self._changed: dict[int, SequenceStream] = {}  # those with something to take, in order of arrival
@@ -49,7 +57,8 @@ class RequestStream:
         self._num_unfinished -= sequence.is_finished
         self._num_pending += added
         self._changed[sequence.index] = sequence
-        self._news.set()
+        if not self._is_whole or self.is_over:
+            self._news.set()
         if self._num_pending > self._max_pending:
             self.fail(Overloaded(f"the client reads too slowly: {self._num_pending} tokens wait for it"))
         return sequence
@@ -65,7 +74,7 @@ class RequestStream:
 
         Raises the error that the stream failed with.
         """
-        while not self._changed:
+        while not self._changed or (self._is_whole and not self.is_over):
             if self._error is not None:
                 raise self._error
             if self._num_unfinished == 0:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from engine.config import Precision
 from model.config import ModelConfig
 from model.quantization import BlockFp8
-from model.tensors import TensorKind, TensorSpec, expected_tensors
+from model.tensors import TensorKind, TensorSpec, expected_tensors, is_fp8
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
 
 _FP32_KINDS = (TensorKind.ROUTER, TensorKind.BIAS)  # in memory, as in engine.memory
 
@@ -64,6 +64,7 @@ class Formats:
 
     precision: Precision
     channel_scale_itemsize: int = 4  # scales per channel are fp32, or 2: bf16; those per block are always fp32
+    keeps_fp8: bool = False  # FP8 weights stay as they are, with their scales; else they are dequantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,21 +119,22 @@ def _part(spec: TensorSpec, model: ModelConfig) -> Part:
 def _weights(spec: TensorSpec, model: ModelConfig, formats: Formats) -> Weights:
     count = math.prod(spec.shape)
     loaded = 4 if spec.kind in _FP32_KINDS else ITEMSIZE[formats.precision.value]
+    stored_bytes = _stored_bytes(spec, model, formats)
+    is_kept = formats.keeps_fp8 and is_fp8(spec, model)
     return Weights(
         num_tensors=1,
         num_parameters=count,
-        stored_bytes=_stored_bytes(spec, model, formats),
-        loaded_bytes=count * loaded,
+        stored_bytes=stored_bytes,
+        loaded_bytes=stored_bytes if is_kept else count * loaded,
     )
 
 
 def _stored_bytes(spec: TensorSpec, model: ModelConfig, formats: Formats) -> int:
-    """On disk. FP8 formats quantise every linear but the head and the MTP layer's projection (model-spec §4)."""
+    """On disk."""
     count = math.prod(spec.shape)
     if spec.kind is TensorKind.BIAS:
         return count * 4
-    is_kept = spec.name == "lm_head.weight" or spec.name.endswith(".eh_proj.weight")
-    if model.quantization is None or spec.kind is not TensorKind.LINEAR or is_kept:
+    if model.quantization is None or not is_fp8(spec, model):
         return count * ITEMSIZE[model.torch_dtype]
     is_block = isinstance(model.quantization, BlockFp8)
     scale_itemsize = 4 if is_block else formats.channel_scale_itemsize

@@ -5,11 +5,13 @@ Run it with `make demo`.
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +28,7 @@ STOP_TIMEOUT_S = 60.0
 def main() -> int:
     """Serve, ask, stop; the exit code is 0 only if every part went well."""
     console = Console(highlight=False)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "sigmoe.cli", "serve", "examples/demo.yaml", "--port", str(port)]
     console.rule(f"starting: sigmoe serve examples/demo.yaml --port {port}")
     server = subprocess.Popen(command, cwd=ROOT)
@@ -45,10 +47,13 @@ def main() -> int:
     return code
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Outside the range that systems and Ray hand out by themselves, so that nobody else takes it meanwhile."""
+    for port in random.sample(range(20_000, 30_000), k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port between 20,000 and 30,000")
 
 
 def _wait_until_serving(client: Client, server: subprocess.Popen[bytes]) -> None:

@@ -56,6 +56,7 @@ async def started_world(
     *,
     max_requests: int = 1000,
     resume_timeout_s: float = 30.0,
+    metrics_port: int | None = None,
     **ranks: Any,
 ) -> AsyncIterator[World]:
     executor = SimulatedExecutor(**{"eos": (END, ROLE_END), **ranks})
@@ -63,6 +64,7 @@ async def started_world(
         pass
     config = GatewayConfig(
         port=0,
+        metrics_port=metrics_port,
         max_requests=max_requests,
         resume_timeout_s=resume_timeout_s,
     )

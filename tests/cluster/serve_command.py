@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from examples.demo import free_port
 from sigmoe import Client, RetryPolicy, SigmoeError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0  # of whatever a test waits for: only a broken program gets there
 T = TypeVar("T")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(model: Path, *options: str) -> list[str]:
@@ -36,7 +30,8 @@ def command(model: Path, *options: str) -> list[str]:
 class Server:
     """One running `sigmoe serve`."""
 
-    def __init__(self, model: Path, *options: str) -> None:
+    def __init__(self, model: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` replaces this process's."""
         self.port = free_port()
         self.process = subprocess.Popen(
             command(model, "--port", str(self.port), *options),
@@ -44,6 +39,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
         self._seen: dict[int, psutil.Process] = {}
 
@@ -72,10 +68,13 @@ class Server:
     def child(self, name: str) -> psutil.Process:
         """One process whose title holds `name`."""
         self.note_children()
+        titles: dict[int, str] = {}
         for child in self._seen.values():
-            if child.is_running() and any(name in word for word in child.cmdline()[:1]):
-                return child
-        raise AssertionError(f"no process {name!r} among {[p.cmdline()[:1] for p in self._seen.values()]}")
+            with suppress(psutil.NoSuchProcess):  # it has ended, or is about to
+                titles[child.pid] = "".join(child.cmdline()[:1])
+                if name in titles[child.pid]:
+                    return child
+        raise AssertionError(f"no process {name!r} among {titles}")
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Send a signal; returns the exit code."""
@@ -90,13 +89,13 @@ class Server:
     def orphans(self) -> list[str]:
         """Processes that outlive their server, after time to end."""
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=DEADLINE_S)
-        return [f"{process.pid} {process.cmdline()[:3]}" for process in alive]
+        return [f"{process.pid} {process.name()}" for process in alive]
 
 
 @contextmanager
-def serving(model: Path, *options: str) -> Iterator[Server]:
+def serving(model: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server that answers; ended by force if the test left it running."""
-    server = Server(model, *options)
+    server = Server(model, *options, environment=environment)
     try:
         server.wait_until(lambda client: client.model())
         yield server

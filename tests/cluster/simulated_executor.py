@@ -29,7 +29,10 @@ class SimulatedExecutor:
         max_context: int = 128,
         num_blocks: int = 512,
         eos: tuple[int, ...] = (),
+        step_s: float = 0.0,
     ) -> None:
+        """`step_s`: what a step takes, so that a test sees a request under way."""
+        self._step_s = step_s
         self.cancelled: list[str] = []
         self.submitted: list[tuple[int, Request]] = []
         self._config = SchedulerConfig(
@@ -66,6 +69,9 @@ class SimulatedExecutor:
 
     def info(self) -> GroupInfo:
         return self._info
+
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted(self.engines))
 
     async def submit(self, rank: int, request: Request) -> None:
         request = decode_request(encode_request(request))
@@ -171,7 +177,7 @@ class SimulatedExecutor:
                 self._count_step()
             else:
                 self._has_work[rank].clear()
-            await asyncio.sleep(0)
+            await asyncio.sleep(self._step_s)
 
     def _count_step(self) -> None:
         if self._steps_left is not None:

@@ -55,3 +55,18 @@ def test_the_refused_are_told_to_come_back_one_after_the_other(clock: Clock) -> 
                 pass
     assert hints == pytest.approx([2.0, 4.0, 6.0, 8.0], rel=0.01)
     assert refusal.value.retry_after_s == 30.0
+
+
+def test_the_background_takes_what_is_free_and_is_no_reason_to_refuse_others(clock: Clock) -> None:
+    admission = Admission(2, clock)
+    with admission.admit(is_background=True), admission.admit(is_background=True):
+        with pytest.raises(Overloaded), admission.admit(is_background=True):
+            pytest.fail("admitted a third of the background")
+        with admission.admit(), admission.admit():
+            assert admission.num_active == 4
+            with pytest.raises(Overloaded), admission.admit():
+                pytest.fail("admitted a third of the foreground")
+    with admission.admit(), admission.admit(is_background=True), pytest.raises(Overloaded):  # noqa: SIM117
+        with admission.admit(is_background=True):
+            pytest.fail("the foreground has taken a place")
+    assert admission.num_active == 0

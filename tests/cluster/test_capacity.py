@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +15,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.fp8_checkpoint import BLOCK, CHANNEL
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.shapes import SHAPES
 from cluster import capacity_report
 from cluster.capacity import CapacityPlan, CapacityRequest, DoesNotFit, activation_bytes, plan
 from cluster.draft_share import DraftShare
 from cluster.weight_sums import Part
-from engine.config import EngineConfig, Precision
+from engine.config import EngineConfig, KVPrecision, Precision
+from engine.graphs.sizes import graph_bytes
 from engine.memory import OutOfMemory, kv_blocks, weight_bytes
 from model.config import ModelConfig
 from model.kv_cache import KVCache, kv_bytes_per_block
 from model.safetensors_files import SafetensorsFiles
 from router.placement import Placement
-from tests.oracle.fp8_checkpoint import BLOCK, CHANNEL, write_fp8
+from tests.oracle.fp8_checkpoint import write_fp8
+from tests.oracle.peak_of_tensors import PeakOfTensors
 
 if TYPE_CHECKING:
     from tests.oracle.tiny_models import TinyModel
@@ -100,6 +100,16 @@ def test_kv_of_the_published_model() -> None:
     assert made.full_sequences(made.ranks[0]) == 2
 
 
+def test_an_fp8_cache_holds_twice_the_tokens() -> None:
+    """32 KiB a token, 4 GiB for 128K: half of model-spec §1's bf16."""
+    sizes = {"kv_bytes": 20 * GIB, "block_size": 64, "kv_precision": KVPrecision.FP8}
+    made = planned(flash(max_position_embeddings=131_072), **sizes)
+    assert made.kv_bytes_per_token * made.max_context == 4 * GIB
+    assert made.kv_tokens(made.ranks[0]) == 2 * 20 * GIB // (64 * 1024)
+    assert "32.00 KiB a token in float8_e4m3" in capacity_report.render(made)
+    assert capacity_report.as_dict(made)["kv"]["dtype"] == "float8_e4m3"
+
+
 def test_eight_ranks_hold_one_expert_group_each() -> None:
     for rank in planned(flash(), num_ranks=8).ranks:
         assert rank.experts == tuple(range(32 * rank.rank, 32 * rank.rank + 32))
@@ -137,6 +147,7 @@ def test_ranks_together_hold_every_expert_once_and_what_the_engine_says(
     max_context=st.none() | st.integers(1, 2048),
     kv_bytes=st.none() | st.integers(0, 10**8),
     kv_fraction=st.floats(0.01, 1.0),
+    kv_precision=st.sampled_from(KVPrecision),
     free_bytes=st.integers(0, 10**9),
     num_ranks=st.integers(1, 4),
 )
@@ -144,9 +155,11 @@ def test_kv_blocks_are_the_engines(num_ranks: int, free_bytes: int, **fields: An
     model = ModelConfig.from_dict(SHAPES["B"])
     engine = EngineConfig(model_dir="", device="cuda", group_size=num_ranks, **fields)
     weights = weight_bytes(model, torch.bfloat16, Placement.even(16, num_ranks).local_experts(0))
-    request = CapacityRequest.from_engine(engine, weights + free_bytes)
+    request = CapacityRequest.from_engine(engine, model, weights + free_bytes)
     try:
-        num_blocks = kv_blocks(engine, model, torch.bfloat16, free_bytes)
+        left = max(free_bytes - graph_bytes(engine, model), 0)
+        kv_dtype = torch.float8_e4m3fn if engine.kv_precision is KVPrecision.FP8 else torch.bfloat16
+        num_blocks = kv_blocks(engine, model, kv_dtype, left)
     except OutOfMemory:
         with pytest.raises(DoesNotFit):
             plan(model, request)
@@ -154,8 +167,8 @@ def test_kv_blocks_are_the_engines(num_ranks: int, free_bytes: int, **fields: An
     try:
         first = plan(model, request).ranks[0]
     except DoesNotFit:  # the engine does not look at activations
-        kv_size = num_blocks * kv_bytes_per_block(model, engine.block_size, torch.bfloat16)
-        assert kv_size + activation_bytes(model, request, 16 // num_ranks) > free_bytes
+        kv_size = num_blocks * kv_bytes_per_block(model, engine.block_size, kv_dtype)
+        assert kv_size + activation_bytes(model, request, 16 // num_ranks) > left
         return
     assert first.kv_blocks == num_blocks
 
@@ -163,20 +176,31 @@ def test_kv_blocks_are_the_engines(num_ranks: int, free_bytes: int, **fields: An
 def test_a_request_takes_each_field_of_the_engines_configuration() -> None:
     engine = EngineConfig(
         model_dir="",
+        device="cuda",
         precision=Precision.FP32,
         group_size=3,
         kv_bytes=5,
         kv_fraction=0.25,
+        kv_precision=KVPrecision.FP8,
         block_size=7,
         max_rows_per_step=11,
         max_sequences=13,
         max_context=17,
     )
-    request = CapacityRequest.from_engine(engine, 19, DraftShare(num_parameters=23))
+    model = ModelConfig.from_dict(SHAPES["B"])
+    request = CapacityRequest.from_engine(engine, model, 19, DraftShare(num_parameters=23))
     untouched = {"channel_scale_itemsize"}
     for field in dataclasses.fields(CapacityRequest):
         assert (getattr(request, field.name) != field.default) is (field.name not in untouched), field.name
-    for name in ("kv_bytes", "kv_fraction", "block_size", "max_rows_per_step", "max_sequences", "max_context"):
+    for name in (
+        "kv_bytes",
+        "kv_fraction",
+        "kv_precision",
+        "block_size",
+        "max_rows_per_step",
+        "max_sequences",
+        "max_context",
+    ):
         assert getattr(request, name) == getattr(engine, name)
 
 
@@ -222,10 +246,11 @@ def test_a_whole_context_takes_its_last_block_whole() -> None:
     assert made.full_sequences(made.ranks[0]) == 3
 
 
-def test_kv_bytes_are_those_of_a_real_cache() -> None:
+@pytest.mark.parametrize(("kept", "dtype"), [("auto", torch.bfloat16), ("float8_e4m3", torch.float8_e4m3fn)])
+def test_kv_bytes_are_those_of_a_real_cache(kept: str, dtype: torch.dtype) -> None:
     model = ModelConfig.from_dict(SHAPES["B"])
-    made = planned(model, kv_bytes=3 * MIB, block_size=8)
-    cache = KVCache(model, made.ranks[0].kv_blocks, 8, torch.bfloat16, torch.device("cpu"))
+    made = planned(model, kv_bytes=3 * MIB, block_size=8, kv_precision=KVPrecision(kept))
+    cache = KVCache(model, made.ranks[0].kv_blocks, 8, dtype, torch.device("cpu"))
     assert cache.num_bytes == made.ranks[0].kv_bytes
 
 
@@ -274,25 +299,6 @@ def test_a_real_step_stays_below_the_bound(tmp_path: Path, changes: dict[str, An
     bound = activation_bytes(source.config, request, source.config.num_experts) - rotary_table
     assert len(logits) == num_rows
     assert bound / 2 < measured.peak_bytes <= bound
-
-
-class PeakOfTensors(TorchDispatchMode):
-    """Most bytes that the tensors made inside had at the same time."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak_bytes = 0
-        self._live: dict[int, int] = {}  # address of a storage -> bytes
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._live:
-                storage = tensor.untyped_storage()
-                self._live[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self._live.pop, storage._cdata)
-        self.peak_bytes = max(self.peak_bytes, sum(self._live.values()))
-        return out
 
 
 # Refusals
@@ -354,8 +360,10 @@ def test_the_text_says_who_holds_what() -> None:
     text = capacity_report.render(planned(flash(quantization_config=BLOCK), num_ranks=8, memory_bytes=H20))
     assert "102,889,705,216 parameters in 24,161 tensors, 104.23 GB (FP8 with scales per block)" in text
     assert re.search(r"^7 +224-255 \(32\) +7 +28\.96 GiB .* of 89\.41 GiB$", text, re.MULTILINE)
-    assert "64.00 KiB a token" in text and "dequantised to bfloat16" in text
+    assert "64.00 KiB a token in bfloat16" in text and "dequantised to bfloat16" in text
     assert "not known" not in text
+    kept = capacity_report.render(planned(flash(quantization_config=BLOCK), num_ranks=8, keeps_fp8=True))
+    assert "dequantised" not in kept
     assert all(line == line.rstrip() for line in text.splitlines())
 
 

@@ -47,6 +47,14 @@ async def test_a_response_has_no_ids_unless_asked_for(world: World) -> None:
     assert len({response.request_id for response in responses}) == 1
 
 
+async def test_a_whole_answer_is_one_response_and_the_same_one(world: World) -> None:
+    (streamed,) = (await answers(world.inference.Generate(generate(max_tokens=40)))).values()
+    request = generate(max_tokens=40)
+    request.whole = True
+    (response,) = [response async for response in world.inference.Generate(request)]
+    assert (response.text, list(response.token_ids)) == (streamed.text, streamed.token_ids)
+
+
 async def test_every_sequence_has_its_own_random_numbers(world: World) -> None:
     found = await answers(world.inference.Generate(generate(n=3, temperature=1.0, seed=2**64 - 1)))
     for index in range(3):

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from cluster.gateway import CannotListen, Gateway
 from cluster.gateway_config import GatewayConfig
 from model.errors import CheckpointError
+from sigmoe import AsyncClient
 from sigmoe.errors import Unavailable
 from sigmoe.v1 import admin_service_pb2, inference_service_pb2_grpc
 from sigmoe.v1 import inference_service_pb2 as pb
@@ -76,6 +77,17 @@ async def test_while_loading_calls_are_told_to_come_back(model_dir: Path) -> Non
             pass
         await gateway.serve()
         assert (await stub.GetModel(pb.GetModelRequest())).vocab_size == 512
+    await gateway.stop(0)
+    await executor.stop()
+
+
+async def test_clients_can_read_what_the_server_was_started_with(model_dir: Path) -> None:
+    executor = SimulatedExecutor()
+    async for _ in executor.start():
+        pass
+    gateway = Gateway(GatewayConfig(port=0, configuration='{"engine": {"amx": false}}'), executor, model_dir)
+    async with AsyncClient(f"127.0.0.1:{await gateway.start()}") as client:
+        assert (await client.cluster()).configuration == {"engine": {"amx": False}}
     await gateway.stop(0)
     await executor.stop()
 

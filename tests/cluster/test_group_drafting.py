@@ -50,6 +50,8 @@ async def test_acceptance_does_not_depend_on_the_group(method: DraftMethod) -> N
     assert sum(counts.num_rounds for counts in single) > 0
     spread = [(number % 2, request) for number, request in enumerate(requests)]
     assert await drafted(method, 2, spread) == single
+    spread = [(number % 4, request) for number, request in enumerate(requests)]
+    assert await drafted(method, 4, spread) == single
 
 
 @pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])

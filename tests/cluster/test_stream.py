@@ -39,6 +39,28 @@ async def test_take_waits_for_news() -> None:
     assert chunk.text == "a"
 
 
+async def test_a_whole_answer_comes_in_one_piece() -> None:
+    requests = RequestStream(2, num_prompt_tokens=1, rules=RULES, is_whole=True)
+    waiting = asyncio.create_task(requests.take())
+    for _ in range(2):
+        requests.push(delta(1, index=0))
+        requests.push(delta(2, index=1, reason=FinishReason.STOP))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    requests.push(delta(1, index=0, reason=FinishReason.LENGTH))
+    assert [(chunk.index, chunk.text) for chunk in await waiting] == [(0, "aaa"), (1, "b")]
+    assert await requests.take() == []
+
+
+async def test_a_whole_answer_that_fails_says_so_at_once() -> None:
+    requests = RequestStream(1, num_prompt_tokens=1, rules=RULES, is_whole=True)
+    requests.push(delta(1))
+    requests.fail(Unavailable("gone"))
+    assert [chunk.text for chunk in await requests.take()] == ["a"]
+    with pytest.raises(Unavailable):
+        await requests.take()
+
+
 async def test_it_is_over_when_every_sequence_has_ended() -> None:
     requests = stream(num_sequences=2)
     requests.push(delta(1, index=0, reason=FinishReason.STOP))
