@@ -17,8 +17,9 @@ from sigmoe.errors import (
     Unavailable,
     Violation,
 )
-from sigmoe.results import Choice, Chunk, Cluster, Completion, Model, Score, Tokens, Usage
+from sigmoe.results import Choice, Chunk, Cluster, Completion, FleetEvent, Model, Score, Tokens, Usage
 from sigmoe.sampling import Sampling
+from sigmoe.security import Security
 from sigmoe.status import RetryPolicy
 
 __version__ = "0.1.0"
@@ -33,12 +34,14 @@ __all__ = [
     "Cluster",
     "Completion",
     "DeadlineExceeded",
+    "FleetEvent",
     "InvalidRequest",
     "Model",
     "Overloaded",
     "RetryPolicy",
     "Sampling",
     "Score",
+    "Security",
     "ServerFailure",
     "SigmoeError",
     "Stream",

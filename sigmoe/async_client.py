@@ -13,6 +13,7 @@ import grpc.aio
 from sigmoe import messages, results
 from sigmoe.client import CHANNEL_OPTIONS, DEFAULT_ADDRESS
 from sigmoe.sampling import Sampling
+from sigmoe.security import Security
 from sigmoe.status import Attempts, RetryPolicy
 from sigmoe.v1 import (
     admin_service_pb2,
@@ -71,8 +72,14 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
+        security: Security | None = None,
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        """Without `security` the connection is in clear. Raises ValueError for files of it that are wrong."""
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if security is None
+            else grpc.aio.secure_channel(address, security.credentials(), options=CHANNEL_OPTIONS)
+        )
         self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
         self._admin = admin_service_pb2_grpc.AdminServiceStub(self._channel)
         self._timeout_s = timeout_s
@@ -85,10 +92,11 @@ class AsyncClient:
         *,
         priority: int = 0,
         return_token_ids: bool = False,
+        whole: bool = False,
     ) -> AsyncStream:
         """Continue a text or a list of token ids."""
         request = messages.generate_request(
-            prompt, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids
+            prompt, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids, whole=whole
         )
         return AsyncStream(lambda timeout_s: self._inference.Generate(request, timeout=timeout_s), self._attempts)
 
@@ -99,10 +107,11 @@ class AsyncClient:
         *,
         priority: int = 0,
         return_token_ids: bool = False,
+        whole: bool = False,
     ) -> AsyncStream:
         """Answer a conversation: `[{"role": "user", "content": "What is asthma?"}]`."""
         request = messages.chat_request(
-            turns, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids
+            turns, sampling or Sampling(), priority=priority, return_token_ids=return_token_ids, whole=whole
         )
         return AsyncStream(lambda timeout_s: self._inference.Chat(request, timeout=timeout_s), self._attempts)
 
@@ -127,6 +136,25 @@ class AsyncClient:
     async def cluster(self) -> results.Cluster:
         """A snapshot of the cluster."""
         return messages.cluster(await self._unary(self._admin.GetCluster, admin_service_pb2.GetClusterRequest()))
+
+    async def events(self, *, after_id: int = 0, follow: bool = False) -> AsyncIterator[results.FleetEvent]:
+        """What happened to the fleet after an event; with `follow` for ever, as it happens."""
+        attempts = self._attempts()
+        while True:
+            request = admin_service_pb2.ListEventsRequest(after_id=after_id, follow=follow)
+            call = self._admin.ListEvents(request, timeout=attempts.timeout_s())
+            try:
+                async for response in call:
+                    for event in response.events:
+                        after_id = event.id
+                        attempts = self._attempts() if follow else attempts
+                        yield messages.fleet_event(event)
+                return
+            except grpc.RpcError as error:
+                wait_s = attempts.wait_s(error)  # the next call goes on where this one broke off
+            finally:
+                call.cancel()
+            await asyncio.sleep(wait_s)
 
     async def close(self) -> None:
         """Close the connection; calls under way end with `Cancelled`."""

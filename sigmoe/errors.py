@@ -59,4 +59,8 @@ class Unavailable(SigmoeError):
 
 
 class ServerFailure(SigmoeError):
-    """The server failed on this call."""
+    """The server failed on this call; `code` is the canonical status name."""
+
+    def __init__(self, message: str, code: str = "INTERNAL") -> None:
+        super().__init__(message)
+        self.code = code

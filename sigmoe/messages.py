@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
 from typing import get_args
 
 from sigmoe import results
@@ -15,21 +17,27 @@ Response = inference_service_pb2.GenerateResponse | inference_service_pb2.ChatRe
 
 _REASONS: dict[int, results.FinishReason] = dict(enumerate(get_args(results.FinishReason), start=1))
 _RANK_STATES = ("unknown", "starting", "serving", "lost")
+_REPLICA_STATES = ("unknown", "starting", "serving", "recovering", "draining")
 
 
 def generate_request(
-    prompt: Prompt, sampling: Sampling, *, priority: int = 0, return_token_ids: bool = False
+    prompt: Prompt, sampling: Sampling, *, priority: int = 0, return_token_ids: bool = False, whole: bool = False
 ) -> inference_service_pb2.GenerateRequest:
     """A Generate call for a text or a list of token ids."""
     request = inference_service_pb2.GenerateRequest(
-        sampling=sampling.to_proto(), priority=priority, return_token_ids=return_token_ids
+        sampling=sampling.to_proto(), priority=priority, return_token_ids=return_token_ids, whole=whole
     )
     _set_prompt(request, prompt)
     return request
 
 
 def chat_request(
-    messages: Iterable[Message], sampling: Sampling, *, priority: int = 0, return_token_ids: bool = False
+    messages: Iterable[Message],
+    sampling: Sampling,
+    *,
+    priority: int = 0,
+    return_token_ids: bool = False,
+    whole: bool = False,
 ) -> inference_service_pb2.ChatRequest:
     """A Chat call for `[{"role": "user", "content": "..."}]`."""
     return inference_service_pb2.ChatRequest(
@@ -37,6 +45,7 @@ def chat_request(
         sampling=sampling.to_proto(),
         priority=priority,
         return_token_ids=return_token_ids,
+        whole=whole,
     )
 
 
@@ -143,6 +152,20 @@ def cluster(response: admin_service_pb2.GetClusterResponse) -> results.Cluster:
         ranks=tuple(_rank(rank) for rank in response.ranks),
         server_version=response.server_version,
         uptime_s=response.uptime.ToTimedelta().total_seconds(),
+        configuration=json.loads(response.configuration) if response.configuration else {},
+        fleet=_fleet(response.fleet),
+    )
+
+
+def fleet_event(event: admin_service_pb2.FleetEvent) -> results.FleetEvent:
+    """One of ListEvents."""
+    return results.FleetEvent(
+        id=event.id,
+        time=event.time.ToDatetime(UTC),
+        kind=event.kind,
+        replica=event.replica if event.HasField("replica") else None,
+        reason=event.reason,
+        numbers=dict(event.numbers),
     )
 
 
@@ -205,6 +228,34 @@ def _drafts(counts: types_pb2.DraftCounts) -> results.Drafts:
     )
 
 
+def _fleet(fleet: admin_service_pb2.FleetStatus) -> results.Fleet:
+    load = fleet.load
+    return results.Fleet(
+        replicas=tuple(
+            results.ReplicaState(
+                replica=one.replica,
+                state=_REPLICA_STATES[one.state] if one.state < len(_REPLICA_STATES) else "unknown",  # type: ignore[arg-type]
+            )
+            for one in fleet.replicas
+        ),
+        wanted=fleet.wanted,
+        min_replicas=fleet.min_replicas,
+        max_replicas=fleet.max_replicas,
+        reason=fleet.reason,
+        load=results.FleetLoad(
+            serving_replicas=load.serving_replicas,
+            sequences=load.sequences,
+            waiting_sequences=load.waiting_sequences,
+            queue_s=load.queue_time.ToTimedelta().total_seconds(),
+            kv_use=load.kv_use,
+            attainment=load.attainment if load.HasField("attainment") else None,
+            background_sequences=load.background_sequences,
+        )
+        if fleet.HasField("load")
+        else None,
+    )
+
+
 def _rank(rank: admin_service_pb2.RankStatus) -> results.RankState:
     return results.RankState(
         rank=rank.rank,
@@ -234,4 +285,7 @@ def _rank(rank: admin_service_pb2.RankStatus) -> results.RankState:
         forward_s=rank.forward_time.ToTimedelta().total_seconds(),
         sample_s=rank.sample_time.ToTimedelta().total_seconds(),
         draft_s=rank.draft_time.ToTimedelta().total_seconds(),
+        extend_s=rank.extend_time.ToTimedelta().total_seconds(),
+        draft_cost_error=rank.draft_cost_error,
+        replica=rank.replica,
     )

@@ -2,14 +2,15 @@
 
 ```
 Stream -> Chunk* -> Completion (all chunks of all sequences, joined)
-Score · Model · Cluster (Gateway, Rank*)
+Score · Model · Cluster (Gateway, Fleet, Rank*) · FleetEvent*
 ```
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -179,6 +180,54 @@ class RankState:
     forward_s: float
     sample_s: float
     draft_s: float
+    extend_s: float  # of draft_s
+    draft_cost_error: float
+    replica: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """One replica: a whole expert-parallel group."""
+
+    replica: int
+    state: Literal["unknown", "starting", "serving", "recovering", "draining"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetLoad:
+    """What the replicas that serve have to do."""
+
+    serving_replicas: int
+    sequences: int
+    waiting_sequences: int
+    queue_s: float  # wait of the first that waits
+    kv_use: float
+    attainment: float | None  # share of recent answers within their SLO; None: no SLO, or no answer
+    background_sequences: int = 0  # further ones, that ask for no replica but the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """The replicas behind a gateway, and how many are wanted."""
+
+    replicas: tuple[ReplicaState, ...] = ()
+    wanted: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
+    reason: str = ""  # of the number wanted; empty where it is fixed
+    load: FleetLoad | None = None  # None where it is fixed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetEvent:
+    """Something that happened to the fleet; kinds and figures as in docs/autoscaling.md."""
+
+    id: int
+    time: datetime
+    kind: str
+    replica: int | None
+    reason: str
+    numbers: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,3 +240,5 @@ class Cluster:
     ranks: tuple[RankState, ...]
     server_version: str
     uptime_s: float
+    fleet: Fleet = field(default_factory=Fleet)
+    configuration: dict[str, Any] = field(default_factory=dict)  # what the server was started with, every key

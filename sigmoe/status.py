@@ -37,7 +37,7 @@ def error_of(error: grpc.RpcError) -> SigmoeError:
         return Cancelled(message)
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(message)
-    return ServerFailure(f"{code.name}: {message}")
+    return ServerFailure(f"{code.name}: {message}", code.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from sigmoe.cli.options import add_connection, add_sampling, connect, sampling_of
-from sigmoe.cli.output import fail, print_json
+from sigmoe.cli.output import closing_line, fail, print_json
 from sigmoe.client import Client
 from sigmoe.errors import InvalidRequest, Overloaded
 from sigmoe.results import Chunk
@@ -85,9 +85,5 @@ def _exchange(client: Client, args: argparse.Namespace, turns: list[dict[str, st
 
 def _show_rate(chunks: list[Chunk], elapsed_s: float) -> None:
     usage = chunks[-1].usage if chunks else None
-    if usage is not None and elapsed_s > 0:
-        rate = usage.output_tokens / elapsed_s
-        tau = None if usage.drafts is None else usage.drafts.tau
-        drafted = "" if tau is None else f", {tau:.2f} tokens a step with drafts"
-        ending = chunks[-1].finish_reason
-        Console().print(f"[dim]{usage.output_tokens} tokens, {rate:.0f} tokens/s, {ending}{drafted}[/dim]")
+    if usage is not None:
+        Console().print(f"[dim]{closing_line(usage, elapsed_s, chunks[-1].finish_reason)}[/dim]")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+
+from rich.console import Console
 
 from sigmoe.cli.options import add_connection, add_sampling, connect, sampling_of
-from sigmoe.cli.output import EXIT_FAILURE, print_json
+from sigmoe.cli.output import EXIT_FAILURE, closing_line, print_json
 from sigmoe.client import Stream
 
 _DESCRIPTION = """\
@@ -42,12 +45,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(stream: Stream, *, num_sequences: int) -> int:
     """Print as it comes; several sequences would mix, so they are printed one after the other at the end."""
-    failed = ""
+    failed = ending = ""
+    start_s = time.monotonic()
     if num_sequences == 1:
         for chunk in stream:
             print(chunk.text, end="", flush=True)
             failed = failed or chunk.error
+            if chunk.usage is not None:
+                ending = closing_line(chunk.usage, time.monotonic() - start_s, chunk.finish_reason)
         print()
+        if ending and sys.stderr.isatty():  # not on standard output, which may be kept
+            Console(stderr=True, highlight=False).print(f"[dim]{ending}[/dim]")
     else:
         for choice in stream.result().choices:
             print(f"[{choice.index}] {choice.text}")

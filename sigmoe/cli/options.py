@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from sigmoe.client import DEFAULT_ADDRESS, Client
 from sigmoe.sampling import Sampling
+from sigmoe.security import Security
 
 T = TypeVar("T", int, float)
 
@@ -16,6 +18,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     """--address, --timeout, --json."""
     group = parser.add_argument_group("connection")
     group.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="gateway (default: %(default)s)")
+    add_security(group)
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="deadline of each call (default: none)")
     group.add_argument("--json", action="store_true", help="print JSON, one document a line")
 
@@ -24,7 +27,28 @@ def connect(args: argparse.Namespace) -> Client:
     """A client for the options of `add_connection`."""
     if args.timeout is not None and args.timeout <= 0:
         raise ValueError(f"--timeout: {args.timeout} is not positive")
-    return Client(args.address, timeout_s=args.timeout)
+    return Client(args.address, timeout_s=args.timeout, security=security_of(args))
+
+
+def add_security(group: argparse._ActionsContainer) -> None:
+    """--tls-ca, --tls-cert, --tls-key, --token-file."""
+    for name, text in (
+        ("tls-ca", "PEM file of authorities: use TLS, and trust servers with a certificate of theirs"),
+        ("tls-cert", "PEM file of the client's own certificate, where the server asks for one"),
+        ("tls-key", "PEM file of its key"),
+        ("token-file", "file with the token that the server asks for"),
+    ):
+        group.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+
+
+def security_of(args: argparse.Namespace) -> Security | None:
+    """What the options of `add_security` say; None: the connection is in clear."""
+    if args.tls_ca is None:
+        for name in ("tls_cert", "tls_key", "token_file"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: needs --tls-ca: it is of no use without TLS")
+        return None
+    return Security(ca=args.tls_ca, cert=args.tls_cert, key=args.tls_key, token=args.token_file)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

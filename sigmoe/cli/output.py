@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from datetime import datetime
 from typing import Any
 
 from sigmoe import errors
+from sigmoe.results import Drafts, Usage
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -45,4 +47,24 @@ def fail(error: Exception, code: int, *, is_json: bool) -> int:
 
 def print_json(value: Any) -> None:
     """One JSON document on one line; results are dataclasses."""
-    print(json.dumps(dataclasses.asdict(value), ensure_ascii=False), flush=True)
+    print(json.dumps(_plain(value), ensure_ascii=False), flush=True)
+
+
+def closing_line(usage: Usage, elapsed_s: float, reason: str | None) -> str:
+    """What an answer took, for people."""
+    tau = None if usage.drafts is None else usage.drafts.tau
+    drafted = "" if tau is None else f", {tau:.2f} tokens a step with drafts"
+    rate = usage.output_tokens / max(elapsed_s, 1e-9)
+    return f"{usage.output_tokens} tokens, {rate:.0f} tokens/s, {reason}{drafted}"
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as objects; what is a ratio of their fields, and asked for by all, beside them."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return fields | ({"tau": value.tau} if isinstance(value, Drafts) else {})
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sigmoe.cli.options import add_security, security_of
 from sigmoe.cli.output import EXIT_FAILURE
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ examples:
   sigmoe serve --model DIR --ranks 2 --port 50051    the same from flags
   sigmoe serve demo.yaml --set engine.max_sequences=64 --set gateway.max_requests=500
   sigmoe serve demo.yaml --dry-run                   who holds which experts, memory, KV capacity; starts nothing
+  sigmoe serve demo.yaml --plan-scale                how many replicas would be wanted at which load; starts nothing
 
 Every key is described in docs/configuration.md; each can be set by --set section.key=value too.
 Ctrl-C stops the server and everything it started.
@@ -53,24 +55,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(flag, dest=key, metavar=flag.strip("-").upper(), help=f"{text} ({key})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key (repeatable)")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved plan and start nothing")
+    parser.add_argument(
+        "--plan-scale", action="store_true", help="print how many replicas would be wanted when, and why; start nothing"
+    )
+    parser.add_argument("--target", metavar="HOST:PORT", help="with --plan-scale: judge the load of a running server")
+    add_security(parser.add_argument_group("with --target"))
     parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; see `cluster.launch.serve` for the exit codes."""
-    if not _has_server():
-        print(
-            "sigmoe: the server's parts are not installed: serve from a checkout of sigmoe, "
-            "after `pip install -e '.[server]'` there",
-            file=sys.stderr,
-        )
-        return EXIT_FAILURE
+    if not has_server():
+        return lacks_server()
+    if args.target is not None and not args.plan_scale:
+        raise ValueError("--target: belongs to --plan-scale")
     config = _config(args)
     if args.dry_run:
         from cluster.dry_run import dry_run
 
         return dry_run(config, is_json=args.json)
+    if args.plan_scale:
+        from cluster.scale_plan import plan_scale
+
+        return plan_scale(config, target=args.target, security=security_of(args), is_json=args.json)
     from cluster.launch import serve
 
     return serve(config, is_json=args.json)
@@ -85,7 +93,17 @@ def _config(args: argparse.Namespace) -> Config:
     return config.load(args.config, [*args.set, *flags])
 
 
-def _has_server() -> bool:
+def lacks_server() -> int:
+    """Say what is missing; returns the exit code."""
+    print(
+        "sigmoe: the server's parts are not installed: serve from a checkout of sigmoe, "
+        "after `pip install -e '.[server]'` there",
+        file=sys.stderr,
+    )
+    return EXIT_FAILURE
+
+
+def has_server() -> bool:
     """Whether this is more than the client: its wheel holds neither the rooms nor what they import."""
     if importlib.util.find_spec("cluster") is None or importlib.util.find_spec("torch") is None:
         return False

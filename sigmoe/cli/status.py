@@ -12,11 +12,11 @@ from rich.text import Text
 
 from sigmoe.cli.options import add_connection, connect
 from sigmoe.cli.output import print_json
-from sigmoe.results import Cluster, RankState
+from sigmoe.results import Cluster, Fleet, RankState
 
 _DESCRIPTION = """\
-Show ranks, KV cache, queues and expert load. The last line shades each expert by the rows routed to it, against
-an even load: . under half, - below, + above, # over one and a half times the even share.
+Show replicas, ranks, KV cache, queues and expert load. The last line shades each expert by the rows routed to it,
+against an even load: . under half, - below, + above, # over one and a half times the even share.
 """
 
 
@@ -57,23 +57,45 @@ def picture(cluster: Cluster) -> RenderableType:
         f"{cluster.model}  epoch {cluster.epoch}  up {cluster.uptime_s:.0f} s  version {cluster.server_version}",
         f"gateway  {_bar(gateway.active_requests, gateway.max_requests)} requests  ended: {ended}",
         f"         {gateway.streamed_tokens} tokens streamed, {gateway.resumed_requests} requests resumed",
+        *_fleet_lines(cluster.fleet),
     ]
     for rank in cluster.ranks:
-        lines += _rank_lines(rank)
+        lines += _rank_lines(rank, has_replicas=cluster.fleet.max_replicas > 1)
     lines.append(f"experts  {expert_load(cluster.ranks)}")
     return Text("\n".join(lines), overflow="fold")
 
 
-def _rank_lines(rank: RankState) -> list[str]:
+def _fleet_lines(fleet: Fleet) -> list[str]:
+    """Replicas by state, how many are wanted and why; nothing where there is only ever one."""
+    if fleet.max_replicas <= 1 and fleet.min_replicas == 1:
+        return []
+    states = ", ".join(f"{one.replica} {one.state}" for one in fleet.replicas) or "none"
+    lines = [f"replicas {states}  wanted {fleet.wanted} of {fleet.min_replicas} to {fleet.max_replicas}"]
+    if fleet.reason:
+        lines.append(f"         {fleet.reason}")
+    if fleet.load is not None:
+        load = fleet.load
+        beside = f", {load.background_sequences} in the background" if load.background_sequences else ""
+        slo = "" if load.attainment is None else f", {100 * load.attainment:.0f}% within SLO"
+        lines.append(
+            f"         {load.sequences} sequences, {load.waiting_sequences} waiting for up to {load.queue_s:.1f} s, "
+            f"KV {100 * load.kv_use:.0f}%{slo}{beside}"
+        )
+    return lines
+
+
+def _rank_lines(rank: RankState, *, has_replicas: bool) -> list[str]:
     hits = f"{100 * rank.prefix_hit_tokens / rank.prefix_query_tokens:.0f}%" if rank.prefix_query_tokens else "none"
     mib = rank.weight_bytes / 2**20
+    name = f"replica {rank.replica} rank {rank.rank:<3d}" if has_replicas else f"rank {rank.rank:<3d}"
     return [
-        f"rank {rank.rank:<3d} {rank.state}  {rank.device}  {rank.host}:{rank.pid}  experts {ranges(rank.experts)}",
+        f"{name} {rank.state}  {rank.device}  {rank.host}:{rank.pid}  experts {ranges(rank.experts)}",
         f"  KV     {_bar(rank.kv_blocks - rank.kv_blocks_free, rank.kv_blocks)} blocks of {rank.kv_block_size}, "
         f"{rank.kv_blocks_cached} cached, prefix hits {hits}",
         f"  queue  {rank.running_sequences} running, {rank.waiting_sequences} waiting, {rank.preemptions} preemptions",
         f"  work   {rank.generated_tokens} tokens in {rank.steps} steps, {mib:.0f} MiB of weights, {rank.kernels}",
-        f"  time   {rank.forward_s:.1f} s in the model, {rank.sample_s:.1f} s sampling, {rank.draft_s:.1f} s drafting",
+        f"  time   {rank.forward_s:.1f} s in the model, {rank.sample_s:.1f} s sampling, {rank.draft_s:.1f} s drafting "
+        f"({rank.extend_s:.1f} s of it following)",
         *_draft_lines(rank),
     ]
 

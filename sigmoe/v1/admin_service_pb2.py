@@ -23,30 +23,49 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sigmoe.v1 import types_pb2 as sigmoe_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsigmoe/v1/admin_service.proto\x12\tsigmoe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15sigmoe/v1/types.proto\"\x13\n\x11GetClusterRequest\"\xc6\x01\n\x12GetClusterResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12)\n\x07gateway\x18\x03 \x01(\x0b\x32\x18.sigmoe.v1.GatewayStatus\x12$\n\x05ranks\x18\x04 \x03(\x0b\x32\x15.sigmoe.v1.RankStatus\x12\x16\n\x0eserver_version\x18\x05 \x01(\t\x12)\n\x06uptime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xec\x01\n\rGatewayStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x01 \x01(\x05\x12\x14\n\x0cmax_requests\x18\x02 \x01(\x05\x12\x43\n\x0e\x65nded_requests\x18\x03 \x03(\x0b\x32+.sigmoe.v1.GatewayStatus.EndedRequestsEntry\x12\x18\n\x10resumed_requests\x18\x04 \x01(\x03\x12\x17\n\x0fstreamed_tokens\x18\x05 \x01(\x03\x1a\x34\n\x12\x45ndedRequestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xb7\x05\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.sigmoe.v1.RankState\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0f\n\x07\x65xperts\x18\x06 \x03(\x05\x12\x19\n\x11waiting_sequences\x18\x07 \x01(\x05\x12\x19\n\x11running_sequences\x18\x08 \x01(\x05\x12\x11\n\tkv_blocks\x18\t \x01(\x05\x12\x16\n\x0ekv_blocks_free\x18\n \x01(\x05\x12\x18\n\x10kv_blocks_cached\x18\x0b \x01(\x05\x12\x15\n\rkv_block_size\x18\x0c \x01(\x05\x12\r\n\x05steps\x18\r \x01(\x03\x12\x18\n\x10generated_tokens\x18\x0e \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0f \x01(\x03\x12\x1b\n\x13prefix_query_tokens\x18\x10 \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\x11 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x12 \x01(\x03\x12\x10\n\x08kv_bytes\x18\x13 \x01(\x03\x12\x15\n\rexpert_tokens\x18\x14 \x03(\x03\x12\x0f\n\x07kernels\x18\x15 \x01(\t\x12&\n\x06\x64rafts\x18\x16 \x01(\x0b\x32\x16.sigmoe.v1.DraftCounts\x12\x14\n\x0c\x64raft_length\x18\x17 \x01(\x05\x12\x14\n\x0c\x64raft_reason\x18\x18 \x01(\t\x12/\n\x0c\x66orward_time\x18\x19 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bsample_time\x18\x1a \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\ndraft_time\x18\x1b \x01(\x0b\x32\x19.google.protobuf.Duration*m\n\tRankState\x12\x1a\n\x16RANK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13RANK_STATE_STARTING\x10\x01\x12\x16\n\x12RANK_STATE_SERVING\x10\x02\x12\x13\n\x0fRANK_STATE_LOST\x10\x03\x32Y\n\x0c\x41\x64minService\x12I\n\nGetCluster\x12\x1c.sigmoe.v1.GetClusterRequest\x1a\x1d.sigmoe.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsigmoe/v1/admin_service.proto\x12\tsigmoe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15sigmoe/v1/types.proto\"\x13\n\x11GetClusterRequest\"\x84\x02\n\x12GetClusterResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12)\n\x07gateway\x18\x03 \x01(\x0b\x32\x18.sigmoe.v1.GatewayStatus\x12$\n\x05ranks\x18\x04 \x03(\x0b\x32\x15.sigmoe.v1.RankStatus\x12\x16\n\x0eserver_version\x18\x05 \x01(\t\x12)\n\x06uptime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rconfiguration\x18\x07 \x01(\t\x12%\n\x05\x66leet\x18\x08 \x01(\x0b\x32\x16.sigmoe.v1.FleetStatus\"H\n\rReplicaStatus\x12\x0f\n\x07replica\x18\x01 \x01(\x05\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.sigmoe.v1.ReplicaState\"\xa9\x01\n\x0b\x46leetStatus\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.sigmoe.v1.ReplicaStatus\x12\x0e\n\x06wanted\x18\x02 \x01(\x05\x12\x14\n\x0cmin_replicas\x18\x03 \x01(\x05\x12\x14\n\x0cmax_replicas\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\"\n\x04load\x18\x06 \x01(\x0b\x32\x14.sigmoe.v1.FleetLoad\"\xd8\x01\n\tFleetLoad\x12\x18\n\x10serving_replicas\x18\x01 \x01(\x05\x12\x11\n\tsequences\x18\x02 \x01(\x05\x12\x19\n\x11waiting_sequences\x18\x03 \x01(\x05\x12-\n\nqueue_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06kv_use\x18\x05 \x01(\x01\x12\x17\n\nattainment\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x14\x62\x61\x63kground_sequences\x18\x07 \x01(\x05\x42\r\n\x0b_attainment\"5\n\x11ListEventsRequest\x12\x10\n\x08\x61\x66ter_id\x18\x01 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\";\n\x12ListEventsResponse\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.sigmoe.v1.FleetEvent\"\xe7\x01\n\nFleetEvent\x12\n\n\x02id\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x07replica\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x33\n\x07numbers\x18\x06 \x03(\x0b\x32\".sigmoe.v1.FleetEvent.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_replica\"\xec\x01\n\rGatewayStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x01 \x01(\x05\x12\x14\n\x0cmax_requests\x18\x02 \x01(\x05\x12\x43\n\x0e\x65nded_requests\x18\x03 \x03(\x0b\x32+.sigmoe.v1.GatewayStatus.EndedRequestsEntry\x12\x18\n\x10resumed_requests\x18\x04 \x01(\x03\x12\x17\n\x0fstreamed_tokens\x18\x05 \x01(\x03\x1a\x34\n\x12\x45ndedRequestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x92\x06\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.sigmoe.v1.RankState\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0f\n\x07\x65xperts\x18\x06 \x03(\x05\x12\x19\n\x11waiting_sequences\x18\x07 \x01(\x05\x12\x19\n\x11running_sequences\x18\x08 \x01(\x05\x12\x11\n\tkv_blocks\x18\t \x01(\x05\x12\x16\n\x0ekv_blocks_free\x18\n \x01(\x05\x12\x18\n\x10kv_blocks_cached\x18\x0b \x01(\x05\x12\x15\n\rkv_block_size\x18\x0c \x01(\x05\x12\r\n\x05steps\x18\r \x01(\x03\x12\x18\n\x10generated_tokens\x18\x0e \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0f \x01(\x03\x12\x1b\n\x13prefix_query_tokens\x18\x10 \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\x11 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x12 \x01(\x03\x12\x10\n\x08kv_bytes\x18\x13 \x01(\x03\x12\x15\n\rexpert_tokens\x18\x14 \x03(\x03\x12\x0f\n\x07kernels\x18\x15 \x01(\t\x12&\n\x06\x64rafts\x18\x16 \x01(\x0b\x32\x16.sigmoe.v1.DraftCounts\x12\x14\n\x0c\x64raft_length\x18\x17 \x01(\x05\x12\x14\n\x0c\x64raft_reason\x18\x18 \x01(\t\x12/\n\x0c\x66orward_time\x18\x19 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bsample_time\x18\x1a \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\ndraft_time\x18\x1b \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x65xtend_time\x18\x1c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x64raft_cost_error\x18\x1d \x01(\x01\x12\x0f\n\x07replica\x18\x1e \x01(\x05*\x9e\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x02\x12\x1c\n\x18REPLICA_STATE_RECOVERING\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04*m\n\tRankState\x12\x1a\n\x16RANK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13RANK_STATE_STARTING\x10\x01\x12\x16\n\x12RANK_STATE_SERVING\x10\x02\x12\x13\n\x0fRANK_STATE_LOST\x10\x03\x32\xa6\x01\n\x0c\x41\x64minService\x12I\n\nGetCluster\x12\x1c.sigmoe.v1.GetClusterRequest\x1a\x1d.sigmoe.v1.GetClusterResponse\x12K\n\nListEvents\x12\x1c.sigmoe.v1.ListEventsRequest\x1a\x1d.sigmoe.v1.ListEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sigmoe.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FLEETEVENT_NUMBERSENTRY']._loaded_options = None
+  _globals['_FLEETEVENT_NUMBERSENTRY']._serialized_options = b'8\001'
   _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._loaded_options = None
   _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._serialized_options = b'8\001'
-  _globals['_RANKSTATE']._serialized_start=1258
-  _globals['_RANKSTATE']._serialized_end=1367
-  _globals['_GETCLUSTERREQUEST']._serialized_start=99
-  _globals['_GETCLUSTERREQUEST']._serialized_end=118
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=121
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=319
-  _globals['_GATEWAYSTATUS']._serialized_start=322
-  _globals['_GATEWAYSTATUS']._serialized_end=558
-  _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._serialized_start=506
-  _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._serialized_end=558
-  _globals['_RANKSTATUS']._serialized_start=561
-  _globals['_RANKSTATUS']._serialized_end=1256
-  _globals['_ADMINSERVICE']._serialized_start=1369
-  _globals['_ADMINSERVICE']._serialized_end=1458
+  _globals['_REPLICASTATE']._serialized_start=2260
+  _globals['_REPLICASTATE']._serialized_end=2418
+  _globals['_RANKSTATE']._serialized_start=2420
+  _globals['_RANKSTATE']._serialized_end=2529
+  _globals['_GETCLUSTERREQUEST']._serialized_start=132
+  _globals['_GETCLUSTERREQUEST']._serialized_end=151
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=154
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=414
+  _globals['_REPLICASTATUS']._serialized_start=416
+  _globals['_REPLICASTATUS']._serialized_end=488
+  _globals['_FLEETSTATUS']._serialized_start=491
+  _globals['_FLEETSTATUS']._serialized_end=660
+  _globals['_FLEETLOAD']._serialized_start=663
+  _globals['_FLEETLOAD']._serialized_end=879
+  _globals['_LISTEVENTSREQUEST']._serialized_start=881
+  _globals['_LISTEVENTSREQUEST']._serialized_end=934
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=936
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=995
+  _globals['_FLEETEVENT']._serialized_start=998
+  _globals['_FLEETEVENT']._serialized_end=1229
+  _globals['_FLEETEVENT_NUMBERSENTRY']._serialized_start=1171
+  _globals['_FLEETEVENT_NUMBERSENTRY']._serialized_end=1217
+  _globals['_GATEWAYSTATUS']._serialized_start=1232
+  _globals['_GATEWAYSTATUS']._serialized_end=1468
+  _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._serialized_start=1416
+  _globals['_GATEWAYSTATUS_ENDEDREQUESTSENTRY']._serialized_end=1468
+  _globals['_RANKSTATUS']._serialized_start=1471
+  _globals['_RANKSTATUS']._serialized_end=2257
+  _globals['_ADMINSERVICE']._serialized_start=2532
+  _globals['_ADMINSERVICE']._serialized_end=2698
 # @@protoc_insertion_point(module_scope)

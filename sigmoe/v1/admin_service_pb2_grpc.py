@@ -40,6 +40,11 @@ class AdminServiceStub:
                 request_serializer=sigmoe_dot_v1_dot_admin__service__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=sigmoe_dot_v1_dot_admin__service__pb2.GetClusterResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_stream(
+                '/sigmoe.v1.AdminService/ListEvents',
+                request_serializer=sigmoe_dot_v1_dot_admin__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=sigmoe_dot_v1_dot_admin__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -53,6 +58,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """What happened to the fleet: decisions about its size, and the lives of its replicas. Oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=sigmoe_dot_v1_dot_admin__service__pb2.GetClusterRequest.FromString,
                     response_serializer=sigmoe_dot_v1_dot_admin__service__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=sigmoe_dot_v1_dot_admin__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=sigmoe_dot_v1_dot_admin__service__pb2.ListEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class AdminService:
             '/sigmoe.v1.AdminService/GetCluster',
             sigmoe_dot_v1_dot_admin__service__pb2.GetClusterRequest.SerializeToString,
             sigmoe_dot_v1_dot_admin__service__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sigmoe.v1.AdminService/ListEvents',
+            sigmoe_dot_v1_dot_admin__service__pb2.ListEventsRequest.SerializeToString,
+            sigmoe_dot_v1_dot_admin__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

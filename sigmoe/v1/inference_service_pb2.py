@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from sigmoe.v1 import types_pb2 as sigmoe_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sigmoe/v1/inference_service.proto\x12\tsigmoe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15sigmoe/v1/types.proto\"\xab\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.sigmoe.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\x42\x08\n\x06prompt\"\x93\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x17.sigmoe.v1.FinishReason\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x1f\n\x05usage\x18\t \x01(\x0b\x32\x10.sigmoe.v1.Usage\"\x90\x01\n\x0b\x43hatRequest\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.sigmoe.v1.ChatMessage\x12+\n\x08sampling\x18\x02 \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x18\n\x10return_token_ids\x18\x04 \x01(\x08\"\x8f\x02\n\x0c\x43hatResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x17.sigmoe.v1.FinishReason\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x1f\n\x05usage\x18\t \x01(\x0b\x32\x10.sigmoe.v1.Usage\"w\n\x0cScoreRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.sigmoe.v1.TokenIdsH\x00\x12\x14\n\x0ctop_logprobs\x18\x03 \x01(\x05\x12\x10\n\x08priority\x18\x04 \x01(\x05\x42\x08\n\x06prompt\"\x85\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x15\n\rtotal_logprob\x18\x03 \x01(\x01\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.sigmoe.v1.Usage\"W\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x08messages\x18\x02 \x01(\x0b\x32\x17.sigmoe.v1.ChatMessagesH\x00\x42\x07\n\x05input\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.sigmoe.v1.ChatMessage\"/\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"=\n\x11\x44\x65tokenizeRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf2\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x13\n\x0bnum_experts\x18\x06 \x01(\x05\x12\x1d\n\x15num_experts_per_token\x18\x07 \x01(\x05\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x15\n\reos_token_ids\x18\t \x03(\x05\x12\x33\n\x10\x64\x65\x66\x61ult_sampling\x18\n \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\x12)\n\x06uptime\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x0b\x64raft_model\x18\r \x01(\x0e\x32\x16.sigmoe.v1.DraftMethod2\xa5\x03\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.sigmoe.v1.GenerateRequest\x1a\x1b.sigmoe.v1.GenerateResponse0\x01\x12\x39\n\x04\x43hat\x12\x16.sigmoe.v1.ChatRequest\x1a\x17.sigmoe.v1.ChatResponse0\x01\x12:\n\x05Score\x12\x17.sigmoe.v1.ScoreRequest\x1a\x18.sigmoe.v1.ScoreResponse\x12\x43\n\x08Tokenize\x12\x1a.sigmoe.v1.TokenizeRequest\x1a\x1b.sigmoe.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.sigmoe.v1.DetokenizeRequest\x1a\x1d.sigmoe.v1.DetokenizeResponse\x12\x43\n\x08GetModel\x12\x1a.sigmoe.v1.GetModelRequest\x1a\x1b.sigmoe.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sigmoe/v1/inference_service.proto\x12\tsigmoe.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15sigmoe/v1/types.proto\"\xba\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.sigmoe.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\x12\r\n\x05whole\x18\x06 \x01(\x08\x42\x08\n\x06prompt\"\x93\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x17.sigmoe.v1.FinishReason\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x1f\n\x05usage\x18\t \x01(\x0b\x32\x10.sigmoe.v1.Usage\"\x9f\x01\n\x0b\x43hatRequest\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.sigmoe.v1.ChatMessage\x12+\n\x08sampling\x18\x02 \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x18\n\x10return_token_ids\x18\x04 \x01(\x08\x12\r\n\x05whole\x18\x05 \x01(\x08\"\x8f\x02\n\x0c\x43hatResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x17.sigmoe.v1.FinishReason\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x1f\n\x05usage\x18\t \x01(\x0b\x32\x10.sigmoe.v1.Usage\"w\n\x0cScoreRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.sigmoe.v1.TokenIdsH\x00\x12\x14\n\x0ctop_logprobs\x18\x03 \x01(\x05\x12\x10\n\x08priority\x18\x04 \x01(\x05\x42\x08\n\x06prompt\"\x85\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.sigmoe.v1.TokenLogprob\x12\x15\n\rtotal_logprob\x18\x03 \x01(\x01\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.sigmoe.v1.Usage\"W\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x08messages\x18\x02 \x01(\x0b\x32\x17.sigmoe.v1.ChatMessagesH\x00\x42\x07\n\x05input\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.sigmoe.v1.ChatMessage\"/\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"=\n\x11\x44\x65tokenizeRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf2\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x13\n\x0bnum_experts\x18\x06 \x01(\x05\x12\x1d\n\x15num_experts_per_token\x18\x07 \x01(\x05\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x15\n\reos_token_ids\x18\t \x03(\x05\x12\x33\n\x10\x64\x65\x66\x61ult_sampling\x18\n \x01(\x0b\x32\x19.sigmoe.v1.SamplingParams\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\x12)\n\x06uptime\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x0b\x64raft_model\x18\r \x01(\x0e\x32\x16.sigmoe.v1.DraftMethod2\xa5\x03\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.sigmoe.v1.GenerateRequest\x1a\x1b.sigmoe.v1.GenerateResponse0\x01\x12\x39\n\x04\x43hat\x12\x16.sigmoe.v1.ChatRequest\x1a\x17.sigmoe.v1.ChatResponse0\x01\x12:\n\x05Score\x12\x17.sigmoe.v1.ScoreRequest\x1a\x18.sigmoe.v1.ScoreResponse\x12\x43\n\x08Tokenize\x12\x1a.sigmoe.v1.TokenizeRequest\x1a\x1b.sigmoe.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.sigmoe.v1.DetokenizeRequest\x1a\x1d.sigmoe.v1.DetokenizeResponse\x12\x43\n\x08GetModel\x12\x1a.sigmoe.v1.GetModelRequest\x1a\x1b.sigmoe.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sigmoe.v1.inference_service
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=104
-  _globals['_GENERATEREQUEST']._serialized_end=275
-  _globals['_GENERATERESPONSE']._serialized_start=278
-  _globals['_GENERATERESPONSE']._serialized_end=553
-  _globals['_CHATREQUEST']._serialized_start=556
-  _globals['_CHATREQUEST']._serialized_end=700
-  _globals['_CHATRESPONSE']._serialized_start=703
-  _globals['_CHATRESPONSE']._serialized_end=974
-  _globals['_SCOREREQUEST']._serialized_start=976
-  _globals['_SCOREREQUEST']._serialized_end=1095
-  _globals['_SCORERESPONSE']._serialized_start=1098
-  _globals['_SCORERESPONSE']._serialized_end=1231
-  _globals['_TOKENIZEREQUEST']._serialized_start=1233
-  _globals['_TOKENIZEREQUEST']._serialized_end=1320
-  _globals['_CHATMESSAGES']._serialized_start=1322
-  _globals['_CHATMESSAGES']._serialized_end=1378
-  _globals['_TOKENIZERESPONSE']._serialized_start=1380
-  _globals['_TOKENIZERESPONSE']._serialized_end=1427
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1429
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1490
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1492
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1526
-  _globals['_GETMODELREQUEST']._serialized_start=1528
-  _globals['_GETMODELREQUEST']._serialized_end=1545
-  _globals['_GETMODELRESPONSE']._serialized_start=1548
-  _globals['_GETMODELRESPONSE']._serialized_end=1918
-  _globals['_INFERENCESERVICE']._serialized_start=1921
-  _globals['_INFERENCESERVICE']._serialized_end=2342
+  _globals['_GENERATEREQUEST']._serialized_end=290
+  _globals['_GENERATERESPONSE']._serialized_start=293
+  _globals['_GENERATERESPONSE']._serialized_end=568
+  _globals['_CHATREQUEST']._serialized_start=571
+  _globals['_CHATREQUEST']._serialized_end=730
+  _globals['_CHATRESPONSE']._serialized_start=733
+  _globals['_CHATRESPONSE']._serialized_end=1004
+  _globals['_SCOREREQUEST']._serialized_start=1006
+  _globals['_SCOREREQUEST']._serialized_end=1125
+  _globals['_SCORERESPONSE']._serialized_start=1128
+  _globals['_SCORERESPONSE']._serialized_end=1261
+  _globals['_TOKENIZEREQUEST']._serialized_start=1263
+  _globals['_TOKENIZEREQUEST']._serialized_end=1350
+  _globals['_CHATMESSAGES']._serialized_start=1352
+  _globals['_CHATMESSAGES']._serialized_end=1408
+  _globals['_TOKENIZERESPONSE']._serialized_start=1410
+  _globals['_TOKENIZERESPONSE']._serialized_end=1457
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1459
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1520
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1522
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1556
+  _globals['_GETMODELREQUEST']._serialized_start=1558
+  _globals['_GETMODELREQUEST']._serialized_end=1575
+  _globals['_GETMODELRESPONSE']._serialized_start=1578
+  _globals['_GETMODELRESPONSE']._serialized_end=1948
+  _globals['_INFERENCESERVICE']._serialized_start=1951
+  _globals['_INFERENCESERVICE']._serialized_end=2372
 # @@protoc_insertion_point(module_scope)

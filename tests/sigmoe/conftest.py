@@ -109,7 +109,28 @@ class ScriptedServer(inference_service_pb2_grpc.InferenceServiceServicer, admin_
             )
             for r in range(2)
         ]
-        return admin_service_pb2.GetClusterResponse(model="scripted", epoch=1, ranks=ranks)
+        fleet = admin_service_pb2.FleetStatus(
+            replicas=[admin_service_pb2.ReplicaStatus(replica=0, state=admin_service_pb2.REPLICA_STATE_SERVING)],
+            wanted=2,
+            min_replicas=1,
+            max_replicas=4,
+            reason="3 sequences waiting",
+            load=admin_service_pb2.FleetLoad(serving_replicas=1, sequences=300, waiting_sequences=3, kv_use=0.5),
+        )
+        fleet.load.queue_time.FromMilliseconds(2500)
+        return admin_service_pb2.GetClusterResponse(model="scripted", epoch=1, ranks=ranks, fleet=fleet)
+
+    def ListEvents(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._begin(request, context)
+        for number in range(request.after_id + 1, 5):
+            event = admin_service_pb2.FleetEvent(id=number, kind="scale", reason=f"reason {number}")
+            event.numbers["wanted"] = number
+            if number % 2 == 0:
+                event.replica = 0
+            yield admin_service_pb2.ListEventsResponse(events=[event])
+            if self.fail_after_first_chunk:
+                self.fail_after_first_chunk = False
+                context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
 
 
 @pytest.fixture

@@ -64,6 +64,39 @@ def test_status_draws_the_ranks(server: ScriptedServer, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["ranks"][0]["state"] == "serving"
 
 
+def test_status_tells_of_the_fleet(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--address", server.address]) == 0
+    shown = capsys.readouterr().out
+    assert "replicas 0 serving  wanted 2 of 1 to 4" in shown and "3 sequences waiting\n" in shown
+    assert "300 sequences, 3 waiting for up to 2.5 s, KV 50%\n" in shown and "replica 0 rank 1" in shown
+    assert main(["status", "--json", "--address", server.address]) == 0
+    fleet = json.loads(capsys.readouterr().out)["fleet"]
+    assert fleet["replicas"] == [{"replica": 0, "state": "serving"}] and fleet["load"]["attainment"] is None
+
+
+def test_events_are_lines_and_go_on_where_they_broke_off(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.fail_after_first_chunk = True
+    assert main(["events", "--address", server.address]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4"]
+    assert "replica 0" in lines[1] and "replica" not in lines[0] and lines[0].endswith("reason 1  wanted=1")
+    assert [request.after_id for request in server.requests] == [0, 1]
+
+
+def test_events_print_json_after_an_id(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["events", "--json", "--after", "2", "--follow", "--address", server.address]) == 0
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(d["id"], d["replica"], d["numbers"]) for d in documents] == [
+        (3, None, {"wanted": 3}),
+        (4, 0, {"wanted": 4}),
+    ]
+    assert server.requests[0].follow
+    assert main(["events", "--after", "-1", "--address", server.address]) == 2
+    assert "--after: -1 is not allowed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
@@ -85,7 +118,7 @@ def test_nothing_there_tells_how_to_start(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_command_has_help() -> None:
-    for command in ("serve", "generate", "chat", "status"):
+    for command in ("serve", "generate", "chat", "status", "events", "loadtest"):
         with pytest.raises(SystemExit) as caught:
             build_parser().parse_args([command, "--help"])
         assert caught.value.code == 0
