@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -31,7 +32,7 @@ from engine.engine import Engine
 from scheduler.request import DraftMethod, Request, SamplingParams
 
 ROOT = Path(__file__).parent
-PROMPTS = ROOT / "prompts" / "unseen_questions.jsonl"
+PROMPTS = ROOT.parent / "sigmoe" / "loadtest" / "data" / "medical_questions.jsonl"
 BATCHES = (1, 4, 16, 32, 64)
 FIXED = (0, 1, 2, 3, 5)  # 0 is plain decoding, without a draft model at all
 ADAPTIVE = -1
@@ -136,11 +137,12 @@ def measure(options: argparse.Namespace, console: Console) -> list[Cell]:
     cells = []
     for text in TEXTS:
         for batch in BATCHES:
-            count = min(len(prompts), max(options.least, 2 * batch))
+            count = max(options.least, options.waves * batch)
+            asked = list(itertools.islice(itertools.cycle(prompts), count))
             outcomes: dict[int, list[Outcome]] = {drafts: [] for drafts in engines}
             for run in range(options.runs + 1):
                 for drafts, engine in engines.items():
-                    outcomes[drafts].append(run_once(engine, prompts[:count], batch, text, run))
+                    outcomes[drafts].append(run_once(engine, asked, batch, text, run))
             warm = {drafts: results[1:] for drafts, results in outcomes.items()}
             cells += [_cell(text, batch, drafts, warm) for drafts in engines]
             shown = "  ".join(f"{_name(c.drafts)} {c.tokens_per_s:.0f} ({c.gain:.2f})" for c in cells[-len(engines) :])
@@ -186,7 +188,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="JSON lines with a list of `turns`")
     parser.add_argument("--dtype", choices=[p.value for p in Precision], default=Precision.BF16.value)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--least", type=int, default=24, help="prompts of a cell, at least; two for each place else")
+    parser.add_argument("--least", type=int, default=32, help="prompts of a cell, at least")
+    parser.add_argument("--waves", type=int, default=8, help="prompts of a cell for each place in the batch")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     console = Console(width=160)

@@ -1,0 +1,87 @@
+"""Measure a Hopper GPU in one go: are the kernels right, how fast are they, how fast is the whole model.
+
+    python -m benchmarks.gpu --out benchmarks/results/h200.json [--minutes 8] [--tiny]
+
+The JSON is written anew as each phase ends, a table comes at the end. A phase that fails is recorded and the others go
+on; what was not measured is absent. The card's settings are left alone. `--tiny` runs all phases on tiny shapes, also
+without a GPU in a process started with TRITON_INTERPRET=1: that proves the road, its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import triton
+
+from benchmarks.gpu.bandwidth import measure_bandwidth
+from benchmarks.gpu.checks import check_kernels
+from benchmarks.gpu.collective import exercise_collectives
+from benchmarks.gpu.full_model import FullModel
+from benchmarks.gpu.invariance import measure_invariance
+from benchmarks.gpu.long_context import measure_long_context
+from benchmarks.gpu.plans import full_plan, tiny_plan
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.table import lines
+from benchmarks.gpu.timings import time_kernels
+from kernels import native
+
+
+def main() -> int:
+    """Command line; 1 where something was wrong or missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing new is begun")
+    parser.add_argument("--seed", type=int, help="of all random inputs; default: the time, and written down")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, on whatever device there is")
+    options = parser.parse_args()
+    is_cuda = torch.cuda.is_available()
+    if not is_cuda and not options.tiny:
+        parser.error("no CUDA device; --tiny with TRITON_INTERPRET=1 runs the phases without one")
+    if not is_cuda and not triton.knobs.runtime.interpret:
+        parser.error("--tiny: without a CUDA device, start the process with TRITON_INTERPRET=1")
+    if is_cuda and triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: the interpreter would be measured, not the device")
+    if not is_cuda:
+        from tests.kernels.interpreter import repair
+
+        repair()
+    native.use("triton")
+    session = Session(
+        out=options.out,
+        device=torch.device("cuda" if is_cuda else "cpu"),
+        tiny=options.tiny,
+        seed=time.time_ns() % 2**31 if options.seed is None else options.seed,
+        deadline_s=time.monotonic() + 60 * options.minutes,
+    )
+    is_ok = _run(session)
+    print(*lines(session.report), sep="\n")
+    return 0 if is_ok else 1
+
+
+def _run(session: Session) -> bool:
+    """All phases: first what tells whether the rest means anything, last what may be cut short."""
+    session.describe()
+    model = FullModel(session, tiny_plan() if session.tiny else full_plan())
+    ended = [
+        session.phase("bandwidth", lambda: measure_bandwidth(session)),
+        session.phase("checks", lambda: check_kernels(session)),
+        session.phase("collectives", lambda: exercise_collectives(session)),
+        session.phase("model", model.build),
+        session.phase("decode", model.decode),
+        session.phase("verify", model.verify),
+        session.phase("steps", model.steps),
+        session.phase("prefill", model.prefill),
+        session.phase("long_context", lambda: measure_long_context(session, model)),
+        session.phase("batch_invariant", lambda: measure_invariance(session, model)),
+        session.phase("breakdown", model.breakdown),
+    ]
+    model.release()
+    ended.append(session.phase("kernels", lambda: time_kernels(session)))
+    return all(ended)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
