@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cluster import config_docs
-from docs import api_reference
+from docs import api_reference, metrics_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +16,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "configuration.md": config_docs.render(),
         ROOT / "docs" / "api.md": api_reference.render(ROOT / "proto"),
+        ROOT / "docs" / "metrics.md": metrics_reference.render(),
     }
 
 
