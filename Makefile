@@ -28,7 +28,7 @@ format: $(VENV)/.dev  ## rewrite the code in the house style
 proto: $(VENV)/.dev  ## make the gRPC stubs anew from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/sigmoe/v1/*.proto
 
-docs: $(VENV)/.dev  ## write docs/configuration.md and docs/api.md from the code
+docs: $(VENV)/.dev  ## write the reference pages of docs/ from the code
 	$(BIN)/python -m docs.generate
 
 bench: $(VENV)/.dev  ## measure the reference checkpoint, in process and through gRPC and Ray

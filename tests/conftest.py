@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.oracle.tiny_models import TinyModel
+
+# Triton reads it when a kernel is defined, so it stands before any import: without a GPU its interpreter runs the
+# kernels on the CPU. The proof that they compile clears it for a process of its own (tests/kernels/test_builds.py).
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
