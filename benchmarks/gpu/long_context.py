@@ -16,7 +16,8 @@ from model.kv_cache import KVCache
 def measure_long_context(session: Session, model: FullModel) -> Figures:
     """Both caches hold random keys and values; the FP8 one takes half the memory of the other."""
     loaded = model.loaded
-    context = min(loaded.config.max_context, loaded.kv.num_blocks * BLOCK_SIZE)
+    num_tokens = (loaded.kv.num_blocks - 1) * BLOCK_SIZE  # the last block holds what padding wrote, numbers or not
+    context = min(loaded.config.max_context, num_tokens)
     fp8 = KVCache(loaded.config, blocks_of(context), BLOCK_SIZE, torch.float8_e4m3fn, session.device)
     for layer in fp8.layers:
         for cache in (layer.key, layer.value):
