@@ -32,6 +32,19 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """Who reads what nobody wrote gets a wrong answer every time, not now and then."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    torch.use_deterministic_algorithms(True)  # without them `torch.empty` does not fill what it makes
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
     """`tiny("B")`: the configuration, its random tensors and an fp32 checkpoint folder; made once per session."""

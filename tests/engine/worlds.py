@@ -84,14 +84,14 @@ class CountingGroupLockstep(GroupLockstep):
         super().sleep()
 
 
-def group_locksteps(size: int, timeout_s: float = DEADLINE_S) -> list[CountingGroupLockstep]:
+def group_locksteps(size: int) -> list[CountingGroupLockstep]:
     """Gloo ranks that are threads of this process."""
     store = host_store("127.0.0.1")
     groups: dict[int, Any] = {}
 
     def join(number: int) -> None:
         own = PrefixStore("group", store.clone())  # type: ignore[attr-defined]
-        groups[number] = dist.ProcessGroupGloo(own, number, size, timedelta(seconds=timeout_s))
+        groups[number] = dist.ProcessGroupGloo(own, number, size, timedelta(seconds=DEADLINE_S))
 
     threads = [threading.Thread(target=join, args=(number,)) for number in range(size)]
     for thread in threads:

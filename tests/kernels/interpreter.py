@@ -49,6 +49,11 @@ def _convert(data: Array, source: Any, target: Any, rounding: Any) -> Array:
 
 
 def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-    """Products in fp32 of whatever comes, summed and added in the accumulator's type."""
+    """Products in fp32 of whatever comes, summed and added in the accumulator's type.
+
+    A row at a time: one product of matrices sums in an order that depends on the row's place in it on some CPUs, which
+    no matrix unit of a GPU does.
+    """
     left, right = (_tensor(x.data, x.dtype.scalar).float().numpy() if x.dtype.is_floating() else x.data for x in (a, b))
-    return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+    sums = np.matmul(left[..., None, :], right[..., None, :, :], dtype=d.data.dtype)[..., 0, :]
+    return interpreter.TensorHandle(sums + d.data, d.dtype.scalar)

@@ -48,3 +48,12 @@ def test_products_are_of_values(dtype: torch.dtype, draw: torch.Generator) -> No
     out = torch.empty(16, 16)
     _matmul[(1,)](a, b, out, SIZE=16)
     torch.testing.assert_close(out.double(), a.double() @ b.double(), rtol=1e-6, atol=1e-5)
+
+
+def test_a_row_of_a_product_does_not_depend_on_its_place(draw: torch.Generator) -> None:
+    a, b = torch.randn(64, 64, generator=draw), torch.randn(64, 64, generator=draw)
+    turned = torch.randperm(64, generator=draw)
+    out, other = torch.empty(64, 64), torch.empty(64, 64)
+    _matmul[(1,)](a, b, out, SIZE=64)
+    _matmul[(1,)](a[turned].contiguous(), b, other, SIZE=64)
+    assert torch.equal(out[turned], other)
