@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,6 @@ from model.kv_cache import KVCache
 from router.group import GroupDispatcher
 from router.local import LocalDispatcher
 from router.placement import Placement
-from scheduler.draft_costs import DraftedStep
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
 Progress = Callable[[str, int, int], None]  # stage ("loading", "warming"), bytes done, bytes in all
@@ -125,7 +124,15 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     runner: Runner = ModelRunner(model, kv, device, drafter, config.speculation)
     if has_graphs:
         runner = graph_runner(config, model, kv, drafter, device)
-    scheduling = _scheduling(config, model_config, num_blocks, warm_up(runner, config, model_config.vocab_size))
+    scheduling = _scheduling(config, model_config, num_blocks)
+    measured = warm_up(
+        runner,
+        config,
+        vocab_size=model_config.vocab_size,
+        num_blocks=num_blocks,
+        context_limit=scheduling.context_limit,
+    )
+    scheduling = replace(scheduling, measured=measured)
     facts = RankFacts(
         rank=config.rank,
         device=str(device),
@@ -192,9 +199,7 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-def _scheduling(
-    config: EngineConfig, model: ModelConfig, num_blocks: int, measured: tuple[DraftedStep, ...]
-) -> SchedulerConfig:
+def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:
     """What the scheduler may use."""
     return SchedulerConfig(
         num_blocks=num_blocks,
@@ -211,5 +216,4 @@ def _scheduling(
         model_method=config.speculation.loaded,
         max_drafts=config.speculation.max_drafts,
         adaptive_drafts=config.speculation.adaptive,
-        measured=measured,
     )

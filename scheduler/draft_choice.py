@@ -1,6 +1,7 @@
 """Which drafts are worth their time: those that make the most tokens a second.
 
-With B decodes, drafts whose chances to be committed are c, and T the time of the step that verifies and makes them,
+With B decodes, drafts whose chances to be committed are c, and T the time of the step that verifies and makes them
+and of the prompts that so many tokens bring along,
     rate = (B + sum of c) / T.
 Drafts are worth taking in the order of their chances; so the best set is all those above some price.
 """
@@ -26,29 +27,41 @@ class Choice:
     gain: float  # tokens a second, relative to a step without drafts and without a draft model
 
 
-def best_choice(chances: Sequence[Sequence[float]], num_decodes: int, costs: DraftCosts) -> Choice:
+def best_choice(
+    chances: Sequence[Sequence[float]],
+    num_decodes: int,
+    costs: DraftCosts,
+    truth: float = 1.0,
+    *,
+    follows_prompts: bool = True,
+) -> Choice:
     """The best drafts for a batch; entry i of a sequence's chances is that its draft i + 1 is committed, falling in i.
 
-    `num_decodes`: sequences that decode, of which those in `chances` may have drafts. With no draft worth its time
-    the choice still is the best one with drafts, its gain below 1.
+    `num_decodes`: sequences that decode, of which those in `chances` may have drafts. `truth`: how many of the drafts
+    that chances promise are committed, relative to their sum. `follows_prompts`: whether the
+    draft model follows the prompts of new ones. With no draft worth its time the choice still is the best one with
+    drafts, its gain below 1.
     """
     every = sorted((chance for mine in chances for chance in mine), reverse=True)
     if not every:
         return Choice(length=0, price=1.0, gain=0.0)
     places = [sorted(column) for column in zip(*chances, strict=True)]
-    plain_rate = num_decodes / costs.model_s(num_decodes)
+    plain_rate = num_decodes / costs.plain_s(num_decodes)
     sums = [0.0]
     for chance in every:
-        sums.append(sums[-1] + chance)
+        sums.append(sums[-1] + truth * chance)
     stride = -(-len(every) // _NUM_LOOKS)
     best = Choice(length=0, price=1.0, gain=0.0)
     for count in sorted({*range(stride, len(every), stride), len(every), 1}):
         price = every[count - 1]
         wanting = [len(column) - bisect_left(column, price) for column in places]
+        num_tokens = num_decodes + sums[count]
         # Of all that are followed the rows that stay are, whether or not they have drafts.
-        follow_s = costs.extend_s(len(chances) + sums[count])
-        seconds = costs.model_s(num_decodes + count) + follow_s + costs.draft_s(wanting[1:])
-        gain = (num_decodes + sums[count]) / seconds / plain_rate
+        num_followed = len(chances) + sums[count]
+        seconds = costs.drafted_s(
+            num_decodes + count, num_followed, wanting[1:], num_tokens, follows_prompts=follows_prompts
+        )
+        gain = num_tokens / seconds / plain_rate
         if gain > best.gain * _BETTER:
             # Halfway to the next chance: odds move a little before the next choice.
             below = every[count] if count < len(every) else 0.0

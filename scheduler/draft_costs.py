@@ -15,14 +15,16 @@ from dataclasses import dataclass
 
 _PER_OCTAVE = 4  # buckets of row counts; up to 8 rows each count has its own
 _DECAY = 0.97  # of what was known, by each new measurement
+_FADING = 0.9985  # of what a size's measurements weigh, by each step of any size
 _ERROR_DECAY = 0.98
 _PACE_WEIGHT = 0.5  # of a step's own pace, beside that of the steps before: it must change long before the curves do
 _NUM_KNOWN = 10  # measurements that one known from the start counts for
-_MOST_PACE = 3.0  # that one step counts for, either way: the machine was busy elsewhere for a moment
+_MOST_RATIO = 3.0  # that one step counts for, either way: the machine was busy elsewhere for a moment
+_LEAST_S = 1e-9  # a part of a step that took no time by the clock
 _SLOPE = 0.1  # of a step's time for as many rows more as there are, while only one size is measured
 _FOLLOW_SHARE = 0.1  # of the model's time that the draft model takes over as many rows, while nothing is measured
 _PROMPT_DECAY = 0.999  # of the counts of prompt rows and tokens, by each step
-_PROMPT_ROWS = 128  # over which the cost of a prompt's row is taken
+_FIRST_TOKENS = 512.0  # known from the start, without prompts: a full house begins with nothing else
 _STALE = 4  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
 
 
@@ -43,18 +45,23 @@ class DraftedStep:
 
 @dataclass(slots=True)
 class _Average:
-    """A fading average, and where it was taken."""
+    """A fading geometric mean, and where it was taken.
+
+    Not an arithmetic one: the pace follows ratios, and what the two make of the same noise would drift apart.
+    """
 
     at: float
     seconds: float
-    count: int = 0
+    count: float = 0.0  # of measurements, fading
+    added_at: int = 0  # the measurement of the curve that was added last
 
-    def add(self, at: float, seconds: float) -> None:
-        self.count += 1
+    def add(self, at: float, seconds: float, number: int) -> None:
+        self.count = self.count * _FADING ** (number - self.added_at) + 1.0
+        self.added_at = number
         weight = max(1.0 - _DECAY, 1.0 / self.count)
         # A single slow step (the machine was busy elsewhere) shall not decide.
-        seconds = seconds if self.count == 1 else min(seconds, 3.0 * self.seconds)
-        self.seconds += weight * (seconds - self.seconds)
+        ratio = min(max(seconds / self.seconds, 1.0 / _MOST_RATIO), _MOST_RATIO)
+        self.seconds *= ratio**weight
         self.at += weight * (at - self.at)
 
 
@@ -66,12 +73,15 @@ class _Curve:
         self._ats: list[float] = []
         self._seconds: list[float] = []
         self._num_new = 0  # measurements since the points were drawn
+        self._number = 0  # of the last one
 
     def observe(self, size: float, seconds: float, count: int = 1) -> None:
-        average = self._averages.setdefault(_bucket(size), _Average(size, seconds))
+        seconds = max(seconds, _LEAST_S)
+        average = self._averages.setdefault(_bucket(size), _Average(size, seconds, added_at=self._number))
+        self._number += 1
         self._num_new += count if average.count >= _STALE else _STALE
         for _ in range(count):
-            average.add(size, seconds)
+            average.add(size, seconds, self._number)
 
     def seconds(self, size: float) -> float | None:
         """On the line through the two points next to `size`; None where nothing is known."""
@@ -112,7 +122,9 @@ class DraftCosts:
         self._pace = 1.0  # of the steps of late: what they took, relative to what the curves say
         self.error = 0.0  # of what was expected of a step, relative to what it took; fading mean
         self._num_expected = 0
-        self._num_prompt_rows = self._num_tokens = 0.0
+        self._num_tokens = _FIRST_TOKENS
+        self._num_prompt_rows = 0.0
+        self._num_chunks = 0.0  # steps with prompt rows
         for step in measured:
             self._take(step, _NUM_KNOWN)
 
@@ -130,6 +142,7 @@ class DraftCosts:
             pass_s = step.draft_s / step.num_passes
             self._pass.observe(step.num_further / step.num_passes, pass_s / self._pace, count)
         self._num_prompt_rows = self._num_prompt_rows * _PROMPT_DECAY + step.num_prompt_rows
+        self._num_chunks = self._num_chunks * _PROMPT_DECAY + (step.num_prompt_rows > 0)
         self._num_tokens = self._num_tokens * _PROMPT_DECAY + step.num_tokens
 
     def _follow_pace(self, step: DraftedStep) -> None:
@@ -140,7 +153,7 @@ class DraftCosts:
         self._num_expected += 1
         weight = max(1.0 - _ERROR_DECAY, 1.0 / self._num_expected)
         self.error += weight * (abs(1.0 / ratio - 1.0) - self.error)
-        self._pace *= min(max(ratio, 1.0 / _MOST_PACE), _MOST_PACE) ** _PACE_WEIGHT
+        self._pace *= min(max(ratio, 1.0 / _MOST_RATIO), _MOST_RATIO) ** _PACE_WEIGHT
 
     def model_s(self, num_rows: float) -> float:
         """Seconds of the model over so many rows, at the pace of 1; 1 where nothing is known."""
@@ -157,19 +170,37 @@ class DraftCosts:
         known = [self._pass.seconds(num) for num in wanting if num > 0]
         return sum(self.extend_s(wanting[0]) if seconds is None else seconds for seconds in known)
 
-    def gain_with_prompts(self, gain: float, num_decodes: int) -> float:
-        """What a gain in decoding is worth where prompts are computed, too, each of whose rows is followed."""
-        if not self._num_tokens or gain <= 0.0:
-            return gain
-        prompt_rows = self._num_prompt_rows / self._num_tokens
-        row_s = (self.model_s(num_decodes + _PROMPT_ROWS) - self.model_s(num_decodes)) / _PROMPT_ROWS
-        follow_s = (self.extend_s(num_decodes + _PROMPT_ROWS) - self.extend_s(num_decodes)) / _PROMPT_ROWS
-        token_s = self.model_s(num_decodes) / num_decodes
-        return (token_s + prompt_rows * row_s) / (token_s / gain + prompt_rows * (row_s + follow_s))
+    def plain_s(self, num_decodes: int) -> float:
+        """Seconds of a step without drafts and without a draft model, and of what its tokens bring of prompts."""
+        chunk, often = self._prompts(num_decodes)
+        return (1.0 - often) * self.model_s(num_decodes) + often * self.model_s(num_decodes + chunk)
+
+    def drafted_s(
+        self, num_rows: int, num_followed: float, wanting: Sequence[float], num_tokens: float, *, follows_prompts: bool
+    ) -> float:
+        """Seconds of a step that verifies, follows and drafts, and of what its tokens bring of prompts.
+
+        `wanting`: see `draft_s`. `follows_prompts`: whether the draft model follows the prompts' rows, too.
+        """
+        chunk, often = self._prompts(num_tokens)
+        alone_s = self.model_s(num_rows) + self.extend_s(num_followed)
+        beside_s = self.model_s(num_rows + chunk) + self.extend_s(num_followed + chunk * follows_prompts)
+        return (1.0 - often) * alone_s + often * beside_s + self.draft_s(wanting)
+
+    def _prompts(self, num_tokens: float) -> tuple[float, float]:
+        """Prompt rows of a step that has any, and the share of steps that do, where a step commits so many tokens.
+
+        Every token brings its share of prompts in the long run: who answers faster is asked more.
+        """
+        if not self._num_chunks:
+            return 0.0, 0.0
+        num_rows = self._num_prompt_rows / self._num_tokens * num_tokens
+        chunk = max(self._num_prompt_rows / self._num_chunks, num_rows)
+        return chunk, num_rows / chunk
 
 
 def _mean(pool: Sequence[_Average]) -> float:
-    weights = [min(average.count, 10) for average in pool]
+    weights = [min(average.count, 10.0) for average in pool]
     return sum(w * average.seconds for w, average in zip(weights, pool, strict=True)) / sum(weights)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from scheduler.draft_choice import Choice, best_choice
 from scheduler.draft_costs import DraftCosts, DraftedStep
 from scheduler.draft_judge import BROKEN_ROUNDS, DraftJudge
-from scheduler.draft_odds import DraftOdds, SharedOdds, reach
+from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ _DWELL = 16  # steps between two decisions, at most
 _DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
 _DWELL_SHARE = 0.25  # or so many of those heard so far: what is known well changes slowly
 _LEAST_DWELL = 4
+_LESSON_ROUNDS = 64  # of all sequences alike, before which nobody knows what drafts are worth
+_LESSON_DRAFTS = 3  # in each of them
 _OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the choice was not made for
 _PROBE_EVERY = 48  # steps, of which one tries other lengths
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
@@ -52,10 +54,11 @@ class DraftLength:
         self._is_adaptive = is_adaptive
         self._judge = DraftJudge() if is_judged else None
         self._odds = SharedOdds(max_drafts)
+        self._truth = Truth()
         self._costs = DraftCosts(measured)
         self._shared = self._odds.odds()
         self._price = 0.0  # the chance that a draft must have to be taken
-        self._sampled_at = 0  # the last step in which no draft had a price
+        self._sampled = (0, 0)  # the last two steps in which no draft had a price
         self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
         self._num_decodes = 0  # of the batch that it was made for
         self._settled_at = 0  # step
@@ -101,6 +104,8 @@ class DraftLength:
         if not self.is_trial_due:
             return False
         self._trial_left, self._turned_at = _TRIAL_STEPS, self._step
+        self._odds.doubt()
+        self._truth.doubt()
         self._is_worth_following, self._is_promising = self._is_promising, False
         return True
 
@@ -134,7 +139,7 @@ class DraftLength:
         elif self._step % _SAMPLE_EVERY == 0:
             self._price = 0.0
         if self._price <= 0.0:
-            self._sampled_at = self._step
+            self._sampled = (self._sampled[1], self._step)
         self._num_idle = 0 if self._choice.length else self._num_idle + 1
         if self._num_idle == _PATIENCE and not self._trial_left:
             self._rest()
@@ -144,8 +149,8 @@ class DraftLength:
         longest = min(self.length, limit)
         if not self._is_adaptive or longest <= 0:
             return max(longest, 0)
-        chances = reach(odds.given(self._shared)[:longest])
-        return sum(1 for chance in chances if chance >= self._price)
+        odds.promised = reach(odds.given(self._shared)[:longest])
+        return sum(1 for chance in odds.promised if chance >= self._price)
 
     def observe_round(
         self, odds: DraftOdds, num_drafted: int, num_accepted: int, num_used: int, *, is_fair: bool = True
@@ -156,9 +161,11 @@ class DraftLength:
         `is_fair`: whether the drafter could have known (see DraftJudge).
         """
         # A draft is verified in the step behind the one that made it.
-        if self._step - self._sampled_at == 1:
+        if self._step - 1 in self._sampled:
             self._odds.observe(num_drafted, num_used)
         odds.observe(num_drafted, num_used)
+        if odds.promised:
+            self._truth.observe(sum(odds.promised[:num_drafted]), num_used)
         self._num_rounds += 1
         self._num_heard += 1
         if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
@@ -184,23 +191,37 @@ class DraftLength:
     def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int) -> None:
         """Choose the drafts of the next steps, and whether the draft model shall follow new sequences.
 
-        For that, all are counted as if they were followed; it costs the rows of their prompts, too.
+        For that, all are counted as if they were followed.
         """
         self._shared = self._odds.odds()
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
         chances = [reach(odds.given(self._shared)) for odds in drafting]
-        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs)
-        worth = self._costs.gain_with_prompts(best.gain, num_decodes)
-        is_known = self._num_heard >= _DWELL_ROUNDS
-        self._is_worth_following = worth > (_STAY if self._is_worth_following else _GAIN) or not is_known
-        if num_others and not self._is_worth_following:
-            best = best_choice(chances, num_decodes, self._costs)  # the others stay as they are
+        truth = self._truth.factor
+        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
+        if self._is_learning:
+            self._begin_lesson(len(drafting) + num_others, num_decodes)
+            return
+        self._is_worth_following = best.gain > (_STAY if self._is_worth_following else _GAIN)
+        if not self._is_worth_following:  # the others stay as they are
+            best = best_choice(chances, num_decodes, self._costs, truth, follows_prompts=False)
         pays = best.gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
         self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain expected at {num_decodes} sequences"
-        if not pays and is_known and (best.gain < _HOPELESS or not self._is_worth_following):
+        if not pays and (best.gain < _HOPELESS or not self._is_worth_following):
             self._num_idle = _PATIENCE - 1
+
+    @property
+    def _is_learning(self) -> bool:
+        return self._odds.num_rounds < _LESSON_ROUNDS
+
+    def _begin_lesson(self, num_able: int, num_decodes: int) -> None:
+        """Until something is known all draft alike, unless drafts that are always right would not pay either."""
+        length = min(_LESSON_DRAFTS, self._max_drafts)
+        best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs)
+        pays = best.gain > _GAIN
+        self._choice = Choice(length=length if pays else 0, price=0.0 if pays else 1.0, gain=best.gain)
+        self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain at {num_decodes} sequences if all were accepted"
 
     def _probe(self) -> None:
         """Let all have a draft more than they do now, or none: so what they would bring or cost stays known."""
@@ -225,8 +246,7 @@ class DraftLength:
         if self.is_off and num_others and self._is_other_batch(num_decodes):
             self._num_decodes = num_decodes
             typical = [reach(self._shared)] * num_others
-            gain = best_choice(typical, num_decodes, self._costs).gain
-            self._is_promising = self._costs.gain_with_prompts(gain, num_decodes) > _GAIN
+            self._is_promising = best_choice(typical, num_decodes, self._costs, self._truth.factor).gain > _GAIN
 
     def _break(self, tau: float) -> None:
         """Draft no more: such a head is wired wrongly or made for another model."""

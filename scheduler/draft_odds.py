@@ -10,6 +10,9 @@ _PRIOR_ROUNDS = 16.0  # that the odds of all sequences weigh beside its own
 _FIRST = 0.6  # at the first place, before anything is known
 _FIRST_ROUNDS = 8.0  # that this weighs
 _SHARED_DECAY = 1.0 - 1.0 / 300.0
+_TRUTH_DECAY = 1.0 - 1.0 / 250.0
+_DOUBTED_ROUNDS = 16.0  # that what was known weighs at most, once it is doubted
+_TRUTH_TOKENS = 32.0  # that promises are known to keep at the start
 
 
 class _Counts:
@@ -27,11 +30,19 @@ class _Counts:
             tried[place] = tried[place] * decay + 1.0
             accepted[place] = accepted[place] * decay + (1.0 if place < num_accepted else 0.0)
 
+    def shrink(self, most: float) -> None:
+        """Let no place weigh more rounds than `most`."""
+        for place, tried in enumerate(self.tried):
+            share = most / max(tried, most)
+            self.tried[place] *= share
+            self.accepted[place] *= share
+
 
 class DraftOdds:
     """Of one sequence. Conditional: entry i, that draft i + 1 is accepted where the i before it are."""
 
     def __init__(self, num_places: int) -> None:
+        self.promised: list[float] = []  # the chances of the drafts that were asked for last
         self._counts = _Counts(num_places, _DECAY)
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
@@ -39,12 +50,16 @@ class DraftOdds:
         self._counts.add(num_drafted, num_accepted)
 
     def given(self, prior: Sequence[float]) -> list[float]:
-        """The odds at every place; `prior` are those of everybody."""
+        """The odds at every place; `prior` are those of everybody.
+
+        At a place that the sequence never came to it is as much worse than everybody as at the one before.
+        """
         odds: list[float] = []
-        for accepted, tried, expected in zip(self._counts.accepted, self._counts.tried, prior, strict=True):
-            if tried == 0.0 and odds:
-                expected = min(expected, odds[-1] * _CARRY)
+        share = 1.0  # of everybody's odds, at the place before
+        for accepted, tried, usual in zip(self._counts.accepted, self._counts.tried, prior, strict=True):
+            expected = usual if tried else usual * share
             odds.append((accepted + _PRIOR_ROUNDS * expected) / (tried + _PRIOR_ROUNDS))
+            share = min(odds[-1] / usual, 1.0)
         return odds
 
 
@@ -57,10 +72,16 @@ class SharedOdds:
 
     def __init__(self, num_places: int) -> None:
         self._counts = _Counts(num_places, _SHARED_DECAY)
+        self.num_rounds = 0
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """Hear of one round of any sequence."""
+        self.num_rounds += 1
         self._counts.add(num_drafted, num_accepted)
+
+    def doubt(self) -> None:
+        """Let new rounds decide soon: what is known is of other text, as like as not."""
+        self._counts.shrink(_DOUBTED_ROUNDS)
 
     def odds(self) -> list[float]:
         """At every place; each is expected to be hardly worse than the one before it, as far as nothing is known."""
@@ -69,6 +90,27 @@ class SharedOdds:
             odds.append((accepted + _FIRST_ROUNDS * expected) / (tried + _FIRST_ROUNDS))
             expected = odds[-1] * _CARRY
         return odds
+
+
+class Truth:
+    """What became of promises: odds flatter or underrate whole batches, since those in it are no random sample."""
+
+    def __init__(self) -> None:
+        self._promised = self._kept = _TRUTH_TOKENS
+
+    def observe(self, num_promised: float, num_kept: int) -> None:
+        """Hear of one round: the sum of its drafts' chances, and how many of them were worth it."""
+        self._promised = self._promised * _TRUTH_DECAY + num_promised
+        self._kept = self._kept * _TRUTH_DECAY + num_kept
+
+    def doubt(self) -> None:
+        """See `SharedOdds`."""
+        self._promised = self._kept = _TRUTH_TOKENS
+
+    @property
+    def factor(self) -> float:
+        """Drafts committed for each one promised."""
+        return self._kept / self._promised
 
 
 def reach(odds: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
 from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
 from scheduler.sequence import Drafting, Sequence
 
-_LISTEN_EVERY = 8  # steps
+_LISTEN_EVERY = 16  # steps
 _PATIENCE = 16  # sequences that cannot be followed, after which one is at a price
 
 
@@ -35,6 +35,11 @@ class DraftPlanner:
     def is_idle(self) -> bool:
         """Whether no sequence ever asked for drafts."""
         return not self._lengths
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing drafts at present, so that there is nothing to plan."""
+        return all(length.is_off for length in self._lengths.values())
 
     def admit(self, request: Request) -> Drafting | None:
         """What to keep for a new sequence of this request; None where nothing is to be drafted."""
@@ -137,7 +142,7 @@ class DraftPlanner:
 
     def end_step(self, plan: StepPlan, result: StepResult) -> None:
         """Learn what a step cost. While nothing drafts, a step in a while tells enough."""
-        if plan.step_id % _LISTEN_EVERY and all(length.is_off for length in self._lengths.values()):
+        if plan.step_id % _LISTEN_EVERY and self.rests:
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]

@@ -94,7 +94,7 @@ class Scheduler:
             step_id=self._num_steps,
             sequences=tuple(rows),
             num_rows=sum(len(planned.token_ids) for planned in rows),
-            num_draft_passes=0 if self._drafting.is_idle else self._drafting.num_passes(rows),
+            num_draft_passes=0 if self._drafting.rests else self._drafting.num_passes(rows),
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
@@ -234,13 +234,14 @@ class Scheduler:
                     break
             else:
                 decodes.append(sequence)
-        if self._drafting.is_idle:
+        if not self._drafting.is_idle:
+            self._drafting.begin_step(decodes)
+        if self._drafting.rests:
             return [self._plan_rows(sequence, 1) for sequence in decodes]
         return self._plan_verifies(decodes)
 
     def _plan_verifies(self, decodes: list[Sequence]) -> list[SequencePlan]:
         """The decodes with as many of their drafts as there are rows and blocks for."""
-        self._drafting.begin_step(decodes)
         num_spare = len(self._live.running) + self._num_promised
         left = self._config.max_rows_per_step - len(decodes)
         if self._live.waiting or len(decodes) < len(self._live.running):
