@@ -125,6 +125,7 @@ class DraftCosts:
         self._num_tokens = _FIRST_TOKENS
         self._num_prompt_rows = 0.0
         self._num_chunks = 0.0  # steps with prompt rows
+        self._log_chunks = 0.0  # the sum of their numbers' logarithms: one full house shall not set the size
         for step in measured:
             self._take(step, _NUM_KNOWN)
 
@@ -143,6 +144,7 @@ class DraftCosts:
             self._pass.observe(step.num_further / step.num_passes, pass_s / self._pace, count)
         self._num_prompt_rows = self._num_prompt_rows * _PROMPT_DECAY + step.num_prompt_rows
         self._num_chunks = self._num_chunks * _PROMPT_DECAY + (step.num_prompt_rows > 0)
+        self._log_chunks = self._log_chunks * _PROMPT_DECAY + math.log(max(step.num_prompt_rows, 1))
         self._num_tokens = self._num_tokens * _PROMPT_DECAY + step.num_tokens
 
     def _follow_pace(self, step: DraftedStep) -> None:
@@ -195,7 +197,7 @@ class DraftCosts:
         if not self._num_chunks:
             return 0.0, 0.0
         num_rows = self._num_prompt_rows / self._num_tokens * num_tokens
-        chunk = max(self._num_prompt_rows / self._num_chunks, num_rows)
+        chunk = max(math.exp(self._log_chunks / self._num_chunks), num_rows)
         return chunk, num_rows / chunk
 
 

@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 # Promised gains turn out a little smaller: the drafts that are taken are also those that were overrated.
 _GAIN = 1.05  # that drafting must promise to begin
-_STAY = 1.0  # and to go on
+_STAY = 1.02  # and to go on
+_NEWS = 0.4  # that a new promise weighs beside those before it, while the batch is the same
 _DWELL = 16  # steps between two decisions, at most
 _DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
 _DWELL_SHARE = 0.25  # or so many of those heard so far: what is known well changes slowly
@@ -31,8 +32,10 @@ _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for th
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
 _HOPELESS = 0.85  # times plain decoding: where drafts promise less, it stops following at once
-_TRY_EVERY = 1024  # steps while it rests, after which the next sequence to start is followed all the same
-_TRY_FIRST = 64  # or so many after a failure, twice as many after each further one, where another batch lets drafts pay
+_TRY_EVERY = 1024  # steps while it rests, after which the next sequence to start is followed, at most
+_TRY_FIRST = 64  # after a failure, twice as many after each further one, where another batch lets drafts pay
+_TRY_ANYWAY = 4  # times as many where none does
+_TRY_SOONEST = 128  # steps, for that
 _SUCCESS = 256  # steps of drafting after which it is no failure
 _TRIAL_STEPS = 24  # for which drafting is tried then
 
@@ -70,6 +73,7 @@ class DraftLength:
         self._turned_at = -_SUCCESS  # the step in which it last went to rest or was tried
         self._retry = 0  # steps between a rest and the next trial where drafts would pay
         self._is_promising = False  # whether drafts would pay for the batch that there is now
+        self._promise = 1.0  # of drafting, over the last decisions
         self._is_worth_following = True  # whether they pay for the prompts of new sequences, too
 
     @property
@@ -85,7 +89,8 @@ class DraftLength:
     def is_trial_due(self) -> bool:
         """Whether the draft model rests, but shall follow the next sequence that it can."""
         is_resting = self.is_off and not self.is_broken
-        return is_resting and self._step - self._turned_at >= (self._retry if self._is_promising else _TRY_EVERY)
+        wait = self._retry if self._is_promising else min(max(_TRY_ANYWAY * self._retry, _TRY_SOONEST), _TRY_EVERY)
+        return is_resting and self._step - self._turned_at >= wait
 
     @property
     def expected(self) -> list[float]:
@@ -194,6 +199,7 @@ class DraftLength:
         For that, all are counted as if they were followed.
         """
         self._shared = self._odds.odds()
+        is_new = self._is_other_batch(num_decodes) or self._trial_left > 0
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
         chances = [reach(odds.given(self._shared)) for odds in drafting]
@@ -202,10 +208,11 @@ class DraftLength:
         if self._is_learning:
             self._begin_lesson(len(drafting) + num_others, num_decodes)
             return
-        self._is_worth_following = best.gain > (_STAY if self._is_worth_following else _GAIN)
-        if not self._is_worth_following:  # the others stay as they are
+        self._promise = best.gain if is_new else self._promise + _NEWS * (best.gain - self._promise)
+        pays = self._is_worth_following = self._promise > (_STAY if self._is_worth_following else _GAIN)
+        if not pays:  # the others stay as they are
             best = best_choice(chances, num_decodes, self._costs, truth, follows_prompts=False)
-        pays = best.gain > (_STAY if self._choice.length else _GAIN)
+            pays = best.gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
         self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain expected at {num_decodes} sequences"
         if not pays and (best.gain < _HOPELESS or not self._is_worth_following):
@@ -221,7 +228,9 @@ class DraftLength:
         best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs)
         pays = best.gain > _GAIN
         self._choice = Choice(length=length if pays else 0, price=0.0 if pays else 1.0, gain=best.gain)
-        self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain at {num_decodes} sequences if all were accepted"
+        self.reason = (
+            f"k={self._choice.length}: {best.gain:.2f} x plain at {num_decodes} sequences if all were accepted"
+        )
 
     def _probe(self) -> None:
         """Let all have a draft more than they do now, or none: so what they would bring or cost stays known."""
