@@ -79,6 +79,7 @@ class Summary:
     output_tokens: int = 0
     answering_s: float = 0.0
     tokens_per_s: float = 0.0  # while answering
+    writing_s: float = 0.0
 
 
 def run_batch(options: BatchOptions) -> int:
@@ -105,6 +106,7 @@ class _Job:
         self._counts = Counts()
         self._started_s = self._ready_s = time.monotonic()
         self._done_s = self._started_s
+        self._writing_s = 0.0
         self._watches: list[asyncio.Task[str]] = []  # over the ranks that are its own
         self._ray_data: RayData | None = None
 
@@ -115,7 +117,7 @@ class _Job:
         complete = self._complete()
         if complete is not None:
             return self._end(complete)
-        journal = Journal.open(self._output.journal, self._manifest())
+        journal = Journal.open(self._output.journal, self._output.manifest(self._source))
         try:
             if journal.num_done:
                 torn = f", {journal.num_torn} torn" if journal.num_torn else ""
@@ -195,11 +197,13 @@ class _Job:
 
     def _write(self, journal: Journal, stack: AsyncExitStack) -> None:
         """Ray Data writes what is more than a piece, where there is a Ray."""
+        started_s = time.monotonic()
         layout = self._output.layout(journal, self._counts.starts, self._counts.num_read)
         ray_data = self._ray(stack) if len(layout.pieces) > 1 else None
         by = "" if ray_data is None else f" in {len(layout.pieces)} pieces, by Ray Data"
         self._say(f"writing {self._output.place.name}: {sum(layout.sizes) / 1e6:,.1f} MB{by}")
         self._output.finish(layout, journal, put_here if ray_data is None else ray_data.put)
+        self._writing_s = time.monotonic() - started_s
 
     def _ray(self, stack: AsyncExitStack) -> RayData | None:
         """The same for reading and writing; None where there is no Ray."""
@@ -209,11 +213,6 @@ class _Job:
             self._ray_data = RayData()
             stack.callback(self._ray_data.stop)
         return self._ray_data
-
-    def _manifest(self) -> dict[str, object]:
-        """What must be the same when the job is submitted again."""
-        files = [[file.path.rsplit("/", 1)[-1], file.size] for file in self._source.files]
-        return {"version": 1, "files": files, "outputs": list(self._output.names)}
 
     def _complete(self) -> Summary | None:
         """The end of a job whose output is there already. Raises BatchMistake where it is not this input's."""
@@ -259,6 +258,7 @@ class _Job:
             seconds=round(time.monotonic() - self._started_s, 3),
             answering_s=round(answering_s, 3),
             tokens_per_s=round(counts.num_output_tokens / max(answering_s, 1e-9), 1),
+            writing_s=round(self._writing_s, 3),
         )
 
 

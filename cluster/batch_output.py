@@ -74,6 +74,11 @@ class BatchOutput:
         """Every file that will be written."""
         return [self.place.inside(name) for name in self.names] if self.names else [self.place]
 
+    def manifest(self, source: BatchInput) -> dict[str, object]:
+        """What must be the same when the job is submitted again."""
+        files = [[file.path.rsplit("/", 1)[-1], file.size] for file in source.files]
+        return {"version": 1, "files": files, "outputs": list(self.names)}
+
     def exists(self) -> bool:
         """Whether any of it is there."""
         return any(target.exists() for target in self.targets)

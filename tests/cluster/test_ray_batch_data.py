@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ign
 COUNT = 500
 
 
-@ray.remote
 class Taker:
     """Holds CPUs, as ranks do."""
 
@@ -35,7 +34,7 @@ class Taker:
 def full_ray() -> Iterator[None]:
     session = RaySession(LOCAL, namespace="sigmoe-tests")
     session.start(num_cpus=2)
-    taker = Taker.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+    taker = ray.remote(Taker).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
     assert ray.get(taker.is_there.remote())
     yield
     session.stop()
