@@ -36,6 +36,7 @@ def test_the_highest_rate_is_found_from_below_and_from_above(first: float) -> No
     lowest_failed = min(trial.rate for trial in found.trials if not trial.is_kept)
     assert lowest_failed / found.best_rate <= 1.05
     assert len(found.trials) <= 14
+    assert all(len(f"{trial.rate:.6g}".replace(".", "").strip("0")) <= 4 for trial in found.trials[-2:])
 
 
 def test_a_queue_that_grows_is_no_success_even_if_each_token_is_in_time() -> None:
@@ -51,7 +52,7 @@ def test_several_objectives_must_all_be_kept() -> None:
 def test_an_objective_that_nothing_keeps() -> None:
     found = search("ttft_p99 < 1ms")
     assert found.best_rate is None and found.is_bounded
-    assert len(found.trials) == 11 and "ttft_p99 is" in found.trials[0].why
+    assert len(found.trials) == 11 and found.trials[0].why == "ttft_p99 < 1ms: it is 50.0 ms"
 
 
 def test_the_end_of_the_range_is_said_to_be_no_bound() -> None:
