@@ -199,9 +199,12 @@ class _Job:
         """Ray Data writes what is more than a piece, where there is a Ray."""
         started_s = time.monotonic()
         layout = self._output.layout(journal, self._counts.starts, self._counts.num_read)
-        ray_data = self._ray(stack) if len(layout.pieces) > 1 else None
-        by = "" if ray_data is None else f" in {len(layout.pieces)} pieces, by Ray Data"
-        self._say(f"writing {self._output.place.name}: {sum(layout.sizes) / 1e6:,.1f} MB{by}")
+        is_large = len(layout.pieces) > 1
+        ray_data = self._ray(stack) if is_large else None
+        if is_large:
+            by = "" if ray_data is None else ", by Ray Data"
+            megabytes = sum(layout.sizes) / 1e6
+            self._say(f"writing {self._output.place.name}: {megabytes:,.0f} MB in {len(layout.pieces)} pieces{by}")
         self._output.finish(layout, journal, put_here if ray_data is None else ray_data.put)
         self._writing_s = time.monotonic() - started_s
 
