@@ -1,12 +1,14 @@
-"""Ray Data writing a batch's output: the same bytes as without it, on a Ray whose CPUs are all taken."""
+"""Ray Data writing a batch's output: the same bytes as without it, on two machines whose CPUs are all taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from cluster import batch_pieces
 from cluster.batch_input import BatchInput
@@ -14,7 +16,7 @@ from cluster.batch_journal import Journal
 from cluster.batch_output import BatchOutput, Order
 from cluster.batch_pieces import put_here
 from cluster.ray_batch_data import RayData
-from cluster.ray_session import LOCAL, RaySession
+from cluster.ray_session import RaySession
 from tests.cluster.batch_journals import ANSWERS, filled
 
 # Ray Data warns of its own defaults.
@@ -32,12 +34,16 @@ class Taker:
 
 @pytest.fixture(scope="module")
 def full_ray() -> Iterator[None]:
-    session = RaySession(LOCAL, namespace="sigmoe-tests")
+    machine = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=machine | {"include_dashboard": False})
+    cluster.add_node(**machine)
+    session = RaySession(cluster.address, namespace="sigmoe-tests")
     session.start(num_cpus=2)
-    taker = ray.remote(Taker).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
-    assert ray.get(taker.is_there.remote())
+    takers = [ray.remote(Taker).options(num_cpus=1).remote() for _ in range(2)]
+    assert all(ray.get([taker.is_there.remote() for taker in takers]))
     yield
     session.stop()
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -84,3 +90,21 @@ def test_a_task_that_cannot_write_is_a_plain_error(ray_data: RayData, journal: J
     with pytest.raises(OSError, match=r"could not write it: FileNotFoundError: .*No such file"):
         ray_data.put(layout, journal.segments, [tmp_path / "nowhere"])
     assert not (tmp_path / "nowhere").exists(), "a task that comes late must not begin a file anew"
+
+
+def test_tasks_run_where_the_journal_is(ray_data: RayData, journal: Journal, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+
+    class Noting(list[Path]):
+        """Segments that tell on which machine they are read."""
+
+        def __getitem__(self, number: Any) -> Any:
+            with notes.open("a") as file:
+                file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+            return super().__getitem__(number)
+
+    (tmp_path / "out").touch()
+    ray_data.put(batch_pieces.Layout.of(journal, range(COUNT), [0]), Noting(journal.segments), [tmp_path / "out"])
+    found = notes.read_text().split()
+    assert len(found) > 10, "a piece each"
+    assert set(found) == {ray.get_runtime_context().get_node_id()}
