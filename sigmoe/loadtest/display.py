@@ -97,7 +97,7 @@ def _line(level: Level) -> str:
 
 def show(document: Document, console: Console) -> None:
     """The result for people."""
-    table = Table(title=document.label or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=document.label or None, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for name in ("load", "answered", "failed", "req/s", "tokens/s"):
         table.add_column(name, justify="left" if name == "load" else "right", overflow="fold")
     for name in ("TTFT", "TPOT", "ITL", "E2E"):

@@ -73,11 +73,11 @@ def _verdicts(document: Document) -> Iterator[str]:
         else:
             bound = "" if found.is_bounded else "; nothing above it was tried"
             yield (
-                f"<p><strong>{plain(found.best_rate)} requests/s</strong> is the highest rate that keeps "
+                f"<p><strong>{found.best_rate:g} requests/s</strong> is the highest rate that keeps "
                 f"{escape(goals)}{bound}.</p>"
             )
-        rows = [(f"{plain(t.rate)}/s", "kept" if t.is_kept else "not kept", t.why) for t in found.trials]
-        yield _table(("rate", "", "why"), rows)
+        rows = [(f"{t.rate:g}/s", "kept" if t.is_kept else f"not kept: {t.why}") for t in found.trials]
+        yield _table(("rate", "objectives"), rows, kind="words")
     for check in document.checks:
         value = level_expression(check.expression, "--fail-if").shown(check.value)
         mark = "caution" if check.is_true else "fine"
@@ -86,7 +86,7 @@ def _verdicts(document: Document) -> Iterator[str]:
 
 
 def _loads(document: Document) -> str:
-    names = ["load", "answered", "failed", "requests/s", "output tokens/s", "TTFT p50", "p99", "TPOT p50", "p99"]
+    names = ["load", "answered", "failed", "requests/s", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99"]
     names += ["end to end p50", "p99"] + (["goodput/s"] if document.slo else [])
     rows = []
     for level in document.levels:

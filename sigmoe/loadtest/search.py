@@ -65,8 +65,8 @@ def judge(level: Level, objectives: Sequence[Expression]) -> tuple[bool, str]:
     """Whether a level keeps them, and why not.
 
     It must also keep up: a server whose batch is full may give each token in time while its queue grows for ever. What
-    is under way may grow within the window by 2% of the requests and twice the root of what was under way, which is
-    chance.
+    is under way may grow within the window by 2% of the requests, and by chance: twice the root of what was under way at
+    the beginning and at the end, since the difference of two counts varies as much as their sum.
     """
     rates, num = level.rates, level.counts.measured
     if not level.counts.ok:
@@ -76,7 +76,7 @@ def judge(level: Level, objectives: Sequence[Expression]) -> tuple[bool, str]:
         if value is None or not objective.holds(value):
             return False, f"{objective.text}: {'' if value is None else 'it is '}{objective.shown(value)}"
     grown = rates.in_flight_end - rates.in_flight_start
-    if grown > 0.02 * num + 2 * math.sqrt(rates.in_flight_start + 1):
+    if grown > 0.02 * num + 2 * math.sqrt(rates.in_flight_start + rates.in_flight_end + 1):
         return False, f"it does not keep up: {grown} of {num} requests piled up"
     if not any(objective.name == "error_rate" for objective in objectives) and rates.error_ratio > MOST_FAILED:
         return False, f"{100 * rates.error_ratio:.1f}% of the requests failed or were not finished"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sigmoe.loadtest import search as search_module
 from sigmoe.loadtest.arrivals import Arrivals, Process
 from sigmoe.loadtest.document import Search
 from sigmoe.loadtest.expressions import level_expression
@@ -43,6 +44,16 @@ def test_a_queue_that_grows_is_no_success_even_if_each_token_is_in_time() -> Non
     found = search("tpot_p99 < 60ms")
     assert found.best_rate is not None and CAPACITY / 1.05 <= found.best_rate <= CAPACITY * 1.1
     assert any("does not keep up" in trial.why for trial in found.trials)
+
+
+def test_chance_is_hardly_ever_taken_for_a_queue() -> None:
+    objectives, num_refused = [level_expression("ttft_p99 < 1s", "--find-max")], 0
+    schedule = Schedule(warmup_s=2.0, duration_s=5.0, drain_s=5.0)
+    for seed in range(60):
+        server = SimulatedServer(slots=10_000, num_tokens=10, token_s=0.05)
+        (level,) = document(server, Open(arrivals=Arrivals(rate=8.0)), schedule=schedule, seed=seed).levels
+        num_refused += not search_module.judge(level, objectives)[0]
+    assert num_refused <= 1
 
 
 def test_several_objectives_must_all_be_kept() -> None:
