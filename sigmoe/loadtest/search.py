@@ -65,8 +65,8 @@ def judge(level: Level, objectives: Sequence[Expression]) -> tuple[bool, str]:
     """Whether a level keeps them, and why not.
 
     It must also keep up: a server whose batch is full may give each token in time while its queue grows for ever. What
-    is under way may grow within the window by 2% of the requests, and by chance: twice the root of what was under way at
-    the beginning and at the end, since the difference of two counts varies as much as their sum.
+    is under way may grow within the window by 2% of the requests, and by chance: twice the root of what was under way
+    at its beginning and end together, since the difference of two counts varies as much as their sum.
     """
     rates, num = level.rates, level.counts.measured
     if not level.counts.ok:
