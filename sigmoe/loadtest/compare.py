@@ -38,7 +38,7 @@ class Line:
 
 
 def lines(before: Level, after: Level) -> Iterator[Line]:
-    """What both levels have. Latencies count as different where their confidence intervals do not meet."""
+    """What both levels have. Latencies count as different where chance does not explain it, and it can be felt."""
     for name, measure, percent in _LATENCIES:
         if measure in before.measures and measure in after.measures:
             old = _percentile(before, measure, percent)
@@ -84,7 +84,8 @@ def show(before: Document, after: Document, console: Console) -> None:
     for level in before.levels:
         if level.label in news:
             console.print(_table(level, news[level.label]))
-    console.print("better and worse: the 95% confidence intervals of both do not meet", highlight=False)
+    meaning = "better and worse: the 95% confidence intervals of both do not meet, and 50 us or more lie between"
+    console.print(meaning, highlight=False)
 
 
 def _table(before: Level, after: Level) -> Table:
