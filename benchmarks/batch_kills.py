@@ -3,8 +3,9 @@
     python -m benchmarks.batch_kills [--model models/sigmoe-demo] [--lines 3000] [--kills 5] [--seed 0]
 
 Each run is a job of its own (`ray job submit`) with two ranks of its own, greedy. It dies at a random number of
-answers, by SIGKILL of its driver or by `ray job stop`, in turn. Prints JSON, and ends with 1 where the outputs differ,
-or where actors or placement groups of a job that died are still there after a minute.
+answers, by SIGKILL of its driver or by `ray job stop`, in turn, and once by SIGKILL while Ray Data writes its output.
+Prints JSON, and ends with 1 where the outputs differ, where actors or placement groups of a job that died are still
+there after a minute, or files of it at the end.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _SUBJECTS = ("asthma", "gout", "a migraine", "anemia", "eczema", "sepsis", "a st
 
 
 def write_input(path: Path, num_lines: int) -> None:
-    """Short greedy chats; the padding makes more than one block of it, which Ray Data reads."""
+    """Short greedy chats; padding and log-probabilities make blocks of them and of the answers, for Ray Data."""
     note = "x" * (18 * 2**20 // num_lines)
     with path.open("w") as file:
         for index in range(num_lines):
             text = f"What is {_SUBJECTS[index % len(_SUBJECTS)]}? Case {index}."
-            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8 + index % 25, "temperature": 0}
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 8 + index % 25}
+            body |= {"temperature": 0, "logprobs": True, "top_logprobs": 20}
             line = {"custom_id": f"case-{index}", "method": "POST", "url": "/v1/chat/completions"}
             file.write(json.dumps(line | {"body": body | {"metadata": {"note": note}}}) + "\n")
 
@@ -47,14 +49,19 @@ def num_answered(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in Path(f"{out}.journal").glob("[0-9]*.jsonl"))
 
 
-def kill(head: RayHead, name: str, out: Path, at: int) -> dict[str, Any]:
-    """Let the job run until it has answered so many lines, end it, and see what it leaves."""
+def is_written(out: Path) -> bool:
+    """Whether a job is about to write the output."""
+    return out.with_name(f".{out.name}.tmp").exists()
+
+
+def kill(head: RayHead, name: str, out: Path, at: int | None) -> dict[str, Any]:
+    """Let the job run until it has answered so many lines, or writes its output, end it, and see what it leaves."""
     give_up = time.monotonic() + DEADLINE_S
-    while num_answered(out) < at:
+    while not (is_written(out) if at is None else num_answered(out) >= at):
         if out.exists() or time.monotonic() > give_up:
             return {"wanted_at": at, "by": "nobody: it had ended", "left": []}
         time.sleep(0.01)
-    by = "ray job stop" if name.endswith(("1", "3", "5", "7", "9")) else "SIGKILL"
+    by = "ray job stop" if at is not None and name.endswith(("1", "3", "5", "7", "9")) else "SIGKILL"
     driver = driver_of(out)
     if by == "SIGKILL" and driver is not None:
         driver.kill()
@@ -98,7 +105,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    points = sorted(draw.sample(range(1, options.lines * 9 // 10), options.kills))
+    points = [*sorted(draw.sample(range(1, options.lines * 9 // 10), options.kills)), None]
     with tempfile.TemporaryDirectory() as place, ray_head() as head:
         source, killed, calm = (Path(place) / name for name in ("in.jsonl", "killed.jsonl", "calm.jsonl"))
         write_input(source, options.lines)
@@ -109,10 +116,13 @@ def main() -> int:
         last = finish(head, "killed-last", command(options.model, source, killed))
         alone = finish(head, "calm", command(options.model, source, calm))
         found, expected = answers(killed), answers(calm)
+        files = sorted(path.name for path in Path(place).iterdir())
+        output_mb = round(killed.stat().st_size / 1e6)
     is_ordered = [entry[0] for entry in found] == [f"case-{index}" for index in range(options.lines)]
-    is_right = found == expected and is_ordered and not any(death["left"] for death in deaths)
-    report = {"lines": options.lines, "deaths": deaths, "last": last, "calm": alone}
-    print(json.dumps(report | {"is_ordered": is_ordered, "is_equal": found == expected}))
+    is_clean = not any(death["left"] for death in deaths) and files == ["calm.jsonl", "in.jsonl", "killed.jsonl"]
+    is_right = found == expected and is_ordered and is_clean
+    report = {"lines": options.lines, "output_mb": output_mb, "deaths": deaths, "last": last, "calm": alone}
+    print(json.dumps(report | {"is_ordered": is_ordered, "is_equal": found == expected, "is_clean": is_clean}))
     return 0 if is_right else 1
 
 

@@ -129,13 +129,16 @@ def fake_cluster(*, cpus_per_node: int, max_nodes: int, idle_s: float) -> Iterat
 
 
 def main() -> None:
-    """Run one until Ctrl-C, and say how to connect to it."""
-    with fake_cluster(cpus_per_node=2, max_nodes=3, idle_s=10.0) as cluster:
+    """Run one until Ctrl-C or SIGTERM, and say how to connect to it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        fake_cluster(cpus_per_node=2, max_nodes=3, idle_s=10.0) as cluster,
+    ):
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", _JOB):
             print(f"export {name}={shlex.quote(cluster.environment[name])}")
-        print(f"cluster.address={cluster.address}  (Ctrl-C ends the cluster)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        print(f"cluster.address={cluster.address}  (Ctrl-C or SIGTERM ends the cluster)", flush=True)
+        signal.pause()
 
 
 def _end(cluster: FakeCluster) -> None:

@@ -14,7 +14,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from cluster.batch_format import LineFault, parse_line
 from cluster.batch_input import BatchInput, Rows, numbered
 from cluster.batch_journal import Journal
 from cluster.batch_output import BatchOutput, Census, Order
+from cluster.batch_pieces import put_here
 from cluster.batch_places import BatchMistake
 from cluster.batch_progress import BatchProgress
 from cluster.batch_run import BatchRun, Counts, ServerGone
@@ -35,6 +36,9 @@ from cluster.launch import deployment_of
 from cluster.served_model import ServedModel
 from model.errors import CheckpointError
 from sigmoe import Security
+
+if TYPE_CHECKING:
+    from cluster.ray_batch_data import RayData
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
@@ -75,6 +79,7 @@ class Summary:
     output_tokens: int = 0
     answering_s: float = 0.0
     tokens_per_s: float = 0.0  # while answering
+    writing_s: float = 0.0
 
 
 def run_batch(options: BatchOptions) -> int:
@@ -101,7 +106,9 @@ class _Job:
         self._counts = Counts()
         self._started_s = self._ready_s = time.monotonic()
         self._done_s = self._started_s
+        self._writing_s = 0.0
         self._watches: list[asyncio.Task[str]] = []  # over the ranks that are its own
+        self._ray_data: RayData | None = None
 
     async def run(self) -> int:
         stopping = asyncio.Event()
@@ -110,23 +117,14 @@ class _Job:
         complete = self._complete()
         if complete is not None:
             return self._end(complete)
-        journal = Journal.open(self._output.journal, self._manifest())
+        journal = Journal.open(self._output.journal, self._output.manifest(self._source))
         try:
             if journal.num_done:
                 torn = f", {journal.num_torn} torn" if journal.num_torn else ""
                 self._say(f"going on from {self._output.journal.name}: {journal.num_done:,} lines answered{torn}")
-            work = asyncio.create_task(self._answer(journal))
-            stop = asyncio.create_task(stopping.wait())
-            await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                work.cancel()
-                await asyncio.wait([work])
-                if work.cancelled():
-                    self._say(f"stopped with {journal.num_done:,} lines answered; submit it again to go on")
-                    return EXIT_FAILURE
-            stop.cancel()
-            work.result()
-            self._output.finish(journal, self._counts.starts, self._counts.num_read)
+            if not await self._work(journal, stopping):
+                self._say(f"stopped with {journal.num_done:,} lines answered; submit it again to go on")
+                return EXIT_FAILURE
             journal.remove()
         finally:
             journal.close()
@@ -137,34 +135,50 @@ class _Job:
         print(json.dumps(asdict(summary)), flush=True)
         return EXIT_FAILURE if self._options.fail_on_error and summary.failed else 0
 
-    async def _answer(self, journal: Journal) -> None:
-        """Have every line answered."""
-        options = self._options
+    async def _work(self, journal: Journal, stopping: asyncio.Event) -> bool:
+        """Answer and write; False where it was told to stop before all was answered."""
+        # Ranks of its own end after the output is written: the connection to Ray goes with them.
         async with AsyncExitStack() as stack:
-            target, first = options.target, _FIRST
-            if options.config is not None:
-                deployment = deployment_of(options.config, ServedModel.from_dir(Path(options.config.model.path)).config)
-                stack.push_async_callback(deployment.stop, 0.0)
-                await self._start(deployment)
-                stack.push_async_callback(_cancel, *self._watches)
-                target = f"127.0.0.1:{deployment.port}"
-                first = int(options.config.cluster.ranks * options.config.engine.max_sequences * _CUSHION)
-            answerer = ServerAnswerer(target, options.priority, None if options.config else options.security)
-            stack.push_async_callback(answerer.close)
-            throttle = Throttle(options.concurrency or _MOST, options.concurrency or first)
-            run = BatchRun(answerer, journal, throttle, self._counts, patience_s=options.patience_s)
-            work = asyncio.create_task(run.run(numbered(self._rows(stack)), len(self._source.files)))
-            stack.push_async_callback(_cancel, work)
-            self._ready_s = time.monotonic()
-            with BatchProgress(self._console, self._counts, journal, self._source.num_bytes) as progress:
-                while not work.done():
-                    await asyncio.wait([work, *self._watches], timeout=_SHOW_S, return_when=asyncio.FIRST_COMPLETED)
-                    progress.show()
-                    for watch in self._watches:
-                        if watch.done():
-                            raise GroupStartError(f"the ranks were lost too often: {watch.result()}")
+            work = asyncio.create_task(self._answer(journal, stack))
+            stop = asyncio.create_task(stopping.wait())
+            await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+                if work.cancelled():
+                    return False
+            stop.cancel()
             work.result()
-            self._done_s = time.monotonic()
+            self._write(journal, stack)
+        return True
+
+    async def _answer(self, journal: Journal, stack: AsyncExitStack) -> None:
+        """Have every line answered; what `stack` ends may be of use until the job's end."""
+        options = self._options
+        target, first = options.target, _FIRST
+        if options.config is not None:
+            deployment = deployment_of(options.config, ServedModel.from_dir(Path(options.config.model.path)).config)
+            stack.push_async_callback(deployment.stop, 0.0)
+            await self._start(deployment)
+            stack.push_async_callback(_cancel, *self._watches)
+            target = f"127.0.0.1:{deployment.port}"
+            first = int(options.config.cluster.ranks * options.config.engine.max_sequences * _CUSHION)
+        answerer = ServerAnswerer(target, options.priority, None if options.config else options.security)
+        stack.push_async_callback(answerer.close)
+        throttle = Throttle(options.concurrency or _MOST, options.concurrency or first)
+        run = BatchRun(answerer, journal, throttle, self._counts, patience_s=options.patience_s)
+        work = asyncio.create_task(run.run(numbered(self._rows(stack)), len(self._source.files)))
+        stack.push_async_callback(_cancel, work)
+        self._ready_s = time.monotonic()
+        with BatchProgress(self._console, self._counts, journal, self._source.num_bytes) as progress:
+            while not work.done():
+                await asyncio.wait([work, *self._watches], timeout=_SHOW_S, return_when=asyncio.FIRST_COMPLETED)
+                progress.show()
+                for watch in self._watches:
+                    if watch.done():
+                        raise GroupStartError(f"the ranks were lost too often: {watch.result()}")
+        work.result()
+        self._done_s = time.monotonic()
 
     async def _start(self, deployment: Deployment) -> None:
         """Start ranks and gateway, and whoever replaces those that are lost."""
@@ -178,18 +192,30 @@ class _Job:
 
     def _rows(self, stack: AsyncExitStack) -> Rows:
         """Ray Data reads what is more than a block, where there is a Ray."""
-        if len(self._source.blocks()) < 2 or not _has_ray():
-            return self._source.rows()
-        from cluster.ray_batch_reading import RayReader
+        ray_data = self._ray(stack) if len(self._source.blocks()) > 1 else None
+        return self._source.rows() if ray_data is None else ray_data.rows(self._source)
 
-        reader = RayReader(self._source)
-        stack.callback(reader.stop)
-        return reader.rows()
+    def _write(self, journal: Journal, stack: AsyncExitStack) -> None:
+        """Ray Data writes what is more than a piece, where there is a Ray."""
+        started_s = time.monotonic()
+        layout = self._output.layout(journal, self._counts.starts, self._counts.num_read)
+        is_large = len(layout.pieces) > 1
+        ray_data = self._ray(stack) if is_large else None
+        if is_large:
+            by = "" if ray_data is None else ", by Ray Data"
+            megabytes = sum(layout.sizes) / 1e6
+            self._say(f"writing {self._output.place.name}: {megabytes:,.0f} MB in {len(layout.pieces)} pieces{by}")
+        self._output.finish(layout, journal, put_here if ray_data is None else ray_data.put)
+        self._writing_s = time.monotonic() - started_s
 
-    def _manifest(self) -> dict[str, object]:
-        """What must be the same when the job is submitted again."""
-        files = [[file.path.rsplit("/", 1)[-1], file.size] for file in self._source.files]
-        return {"version": 1, "files": files, "outputs": list(self._output.names)}
+    def _ray(self, stack: AsyncExitStack) -> RayData | None:
+        """The same for reading and writing; None where there is no Ray."""
+        if self._ray_data is None and _has_ray():
+            from cluster.ray_batch_data import RayData
+
+            self._ray_data = RayData()
+            stack.callback(self._ray_data.stop)
+        return self._ray_data
 
     def _complete(self) -> Summary | None:
         """The end of a job whose output is there already. Raises BatchMistake where it is not this input's."""
@@ -235,6 +261,7 @@ class _Job:
             seconds=round(time.monotonic() - self._started_s, 3),
             answering_s=round(answering_s, 3),
             tokens_per_s=round(counts.num_output_tokens / max(answering_s, 1e-9), 1),
+            writing_s=round(self._writing_s, 3),
         )
 
 
@@ -249,7 +276,9 @@ def _has_ray() -> bool:
     import ray
 
     if not ray.is_initialized() and ray_job() is not None:
+        on_term = signal.getsignal(signal.SIGTERM)
         ray.init(address="auto", log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, on_term)  # Ray puts its own there, which ends the job in the middle of anything
     return bool(ray.is_initialized())
 
 

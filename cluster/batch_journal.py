@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -29,26 +29,55 @@ from cluster.batch_places import BatchMistake, Place
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _SEGMENT_BYTES = 256 * 2**20
 _NONE = -1
+_MOST_OPEN = 64  # segments being read: a long run with a distant journal leaves more of them than a process may open
 _PREFIX = "sigmoe-batch-"  # of a temporary folder; the process id comes next
 
 
+class SegmentReader:
+    """Reads answers from segments of a journal, here or in another process."""
+
+    def __init__(self, segments: Sequence[Path]) -> None:
+        self._segments = segments
+        self._files: dict[int, IO[bytes]] = {}
+
+    def read(self, segment: int, offset: int) -> bytes:
+        """The output line of the answer that begins there, with its end."""
+        file = self._files.get(segment)
+        if file is None:
+            if len(self._files) >= _MOST_OPEN:
+                self._files.pop(next(iter(self._files))).close()  # the first one opened
+            file = self._files[segment] = self._segments[segment].open("rb")
+        file.seek(offset)
+        line = file.readline()
+        rest = line[9:-1]
+        assert int(line[:8], 16) == zlib.crc32(rest), f"{self._segments[segment]} changed on disk at byte {offset}"
+        return rest.split(b"\t", 3)[3] + b"\n"
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
 class Journal:
-    """Which lines are answered, and their answers. 20 bytes of memory a line; the rest stays on disk."""
+    """Which lines are answered, and their answers. 24 bytes of memory a line; the rest stays on disk."""
 
     def __init__(self, place: Place, folder: Path, lock: IO[bytes] | None) -> None:
         self.num_torn = 0  # lines of earlier runs that did not survive
         self.num_done = 0
         self.num_failed = 0  # of these
+        self.folder = folder  # on this machine
+        self.segments: list[Path] = []
         self._place = place
-        self._folder = folder
         self._lock = lock
-        self._segments: list[Path] = []
         self._segment_of = array("i")  # by line; _NONE: not answered
         self._offset_of = array("q")
+        self._size_of = array("I")  # of the output line
         self._crc_of = array("I")
         self._file: IO[bytes] | None = None  # the segment being written
         self._size = 0  # of it
-        self._readers: dict[int, IO[bytes]] = {}
+        self._reader = SegmentReader(self.segments)
 
     @classmethod
     def open(cls, place: Place, manifest: dict[str, Any]) -> Self:
@@ -96,7 +125,7 @@ class Journal:
         assert self._file is not None
         self._file.write(entry)
         self._file.flush()  # to the system, which outlives this process
-        self._note(len(self._segments) - 1, self._size, rest)
+        self._note(len(self.segments) - 1, self._size, rest)
         self._size += len(entry)
 
     def sync(self) -> None:
@@ -107,19 +136,15 @@ class Journal:
         if self._place.local is None or self._size >= _SEGMENT_BYTES:
             self._file.close()
             self._file = None
-            self._send(self._segments[-1])
+            self._send(self.segments[-1])
 
     def read(self, index: int) -> bytes:
         """The output line of an answered line, with its end."""
-        segment = self._segment_of[index]
-        reader = self._readers.get(segment)
-        if reader is None:
-            reader = self._readers[segment] = self._segments[segment].open("rb")
-        reader.seek(self._offset_of[index])
-        line = reader.readline()
-        rest = line[9:-1]
-        assert int(line[:8], 16) == zlib.crc32(rest), f"the answer of line {index} changed on disk"
-        return rest.split(b"\t", 3)[3] + b"\n"
+        return self._reader.read(self._segment_of[index], self._offset_of[index])
+
+    def where(self, index: int) -> tuple[int, int, int]:
+        """Segment and offset of an answer, as `SegmentReader` takes them, and the bytes of its output line."""
+        return self._segment_of[index], self._offset_of[index], self._size_of[index]
 
     def by_completion(self) -> Iterator[int]:
         """Answered lines in the order of their answers."""
@@ -133,48 +158,46 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
-        for reader in self._readers.values():
-            reader.close()
-        self._readers.clear()
+        self._reader.close()
         if self._lock is not None:
             self._lock.close()
         if self._place.local is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
         """The output is complete: nothing of this is needed any more."""
         self.close()
         if self._place.local is not None:
             # In one move: half a journal would have the other half asked again.
-            gone = _gone(self._folder)
-            self._folder.rename(gone)
+            gone = _gone(self.folder)
+            self.folder.rename(gone)
             shutil.rmtree(gone)
         else:
             self._place.files.rm(self._place.path, recursive=True)
 
     def _begin(self) -> None:
-        names = [int(path.stem) for path in self._folder.glob("[0-9]*.jsonl")]
-        path = self._folder / f"{max(names, default=0) + 1:06d}.jsonl"
+        names = [int(path.stem) for path in self.folder.glob("[0-9]*.jsonl")]
+        path = self.folder / f"{max(names, default=0) + 1:06d}.jsonl"
         self._file, self._size = path.open("wb"), 0
-        self._segments.append(path)
+        self.segments.append(path)
 
     def _send(self, segment: Path) -> None:
         if self._place.local is None:
             self._place.files.put_file(str(segment), f"{self._place.path}/{segment.name}")
 
     def _load(self, segment: Path) -> None:
-        self._segments.append(segment)
+        self.segments.append(segment)
         offset = 0
         with segment.open("rb") as file:
             for line in file:
                 if _is_whole(line):
-                    self._note(len(self._segments) - 1, offset, line[9:-1])
+                    self._note(len(self.segments) - 1, offset, line[9:-1])
                 else:
                     self.num_torn += 1
                 offset += len(line)
 
     def _note(self, segment: int, offset: int, rest: bytes) -> None:
-        place, kind, crc, _ = rest.split(b"\t", 3)
+        place, kind, crc, answer = rest.split(b"\t", 3)
         index = int(place)
         if self.is_done(index):
             return
@@ -182,8 +205,10 @@ class Journal:
         if missing > 0:
             self._segment_of.extend([_NONE] * missing)
             self._offset_of.extend([0] * missing)
+            self._size_of.extend([0] * missing)
             self._crc_of.extend([0] * missing)
         self._segment_of[index], self._offset_of[index], self._crc_of[index] = segment, offset, int(crc)
+        self._size_of[index] = len(answer) + 1
         self.num_done += 1
         self.num_failed += kind == b"e"
 

@@ -6,18 +6,19 @@ import enum
 import hashlib
 import json
 import os
-import tempfile
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.batch_input import BatchInput, split_lines
 from cluster.batch_journal import Journal
+from cluster.batch_pieces import Layout
 from cluster.batch_places import BatchMistake, Place
 
 _JOURNAL = ".journal"
+
+Put = Callable[[Layout, Sequence[Path], Sequence[Path]], None]  # a layout, the journal's segments, the files
 
 
 class Order(enum.Enum):
@@ -73,18 +74,31 @@ class BatchOutput:
         """Every file that will be written."""
         return [self.place.inside(name) for name in self.names] if self.names else [self.place]
 
+    def manifest(self, source: BatchInput) -> dict[str, object]:
+        """What must be the same when the job is submitted again."""
+        files = [[file.path.rsplit("/", 1)[-1], file.size] for file in source.files]
+        return {"version": 1, "files": files, "outputs": list(self.names)}
+
     def exists(self) -> bool:
         """Whether any of it is there."""
         return any(target.exists() for target in self.targets)
 
-    def finish(self, journal: Journal, starts: list[int], num_lines: int) -> None:
-        """Write everything; `starts` holds the first line of each input file."""
+    def layout(self, journal: Journal, starts: list[int], num_lines: int) -> Layout:
+        """What goes where; `starts` holds the first line of each input file."""
         if self.order is Order.COMPLETED:
-            _write(self.place, (journal.read(index) for index in journal.by_completion()))
-            return
-        bounds = [*starts, num_lines] if self.names else [0, num_lines]
-        for target, start, end in zip(self.targets, bounds[:-1], bounds[1:], strict=True):
-            _write(target, map(journal.read, range(start, end)))
+            return Layout.of(journal, journal.by_completion(), [0])
+        return Layout.of(journal, range(num_lines), starts if self.names else [0])
+
+    def finish(self, layout: Layout, journal: Journal, put: Put) -> None:
+        """Have `put` write everything beside its place, then move each file there. Raises OSError."""
+        files = [_beside(target, number, journal.folder) for number, target in enumerate(self.targets)]
+        for file, size in zip(files, layout.sizes, strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as fresh:
+                fresh.truncate(size)
+        put(layout, journal.segments, files)
+        for file, target in zip(files, self.targets, strict=True):
+            _move(file, target)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What is there already. Raises BatchMistake where it is no output of a batch."""
@@ -102,36 +116,27 @@ class BatchOutput:
                     yield line
 
 
-def file_of(starts: list[int], index: int) -> int:
-    """The file that a line is in, given the first line of each."""
-    return bisect_left(starts, index + 1) - 1
+def _beside(target: Place, number: int, folder: Path) -> Path:
+    """Where a file lies until it is whole: in `folder`, where its place is not on this machine."""
+    local = target.local
+    return folder / f"output-{number}" if local is None else local.with_name(f".{local.name}.tmp")
 
 
-def _write(target: Place, lines: Iterable[bytes]) -> None:
-    """Beside its place first, then in one move."""
+def _move(file: Path, target: Place) -> None:
+    """There as a whole, or not at all."""
     local = target.local
     if local is not None:
-        local.parent.mkdir(parents=True, exist_ok=True)
-        fresh = local.with_name(f".{local.name}.tmp")
-        _write_file(fresh, lines)
-        os.replace(fresh, local)
+        with file.open("rb") as whole:
+            os.fsync(whole.fileno())
+        os.replace(file, local)
         _sync_folder(local.parent)
         return
-    with tempfile.TemporaryDirectory(prefix="sigmoe-batch-output-") as folder:
-        fresh = Path(folder) / "out"
-        _write_file(fresh, lines)
-        parent = target.path.rpartition("/")[0]
-        if parent:
-            target.files.makedirs(parent, exist_ok=True)
-        target.files.put_file(str(fresh), f"{target.path}.tmp")
-        target.files.mv(f"{target.path}.tmp", target.path)
-
-
-def _write_file(path: Path, lines: Iterable[bytes]) -> None:
-    with path.open("wb", buffering=2**20) as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
+    parent = target.path.rpartition("/")[0]
+    if parent:
+        target.files.makedirs(parent, exist_ok=True)
+    target.files.put_file(str(file), f"{target.path}.tmp")
+    target.files.mv(f"{target.path}.tmp", target.path)
+    file.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

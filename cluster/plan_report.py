@@ -179,27 +179,18 @@ def _kv_text(roofline: Roofline, context: int) -> str:
 
 
 def _decode_table(roofline: Roofline, context: int, batches: Sequence[int]) -> Table:
-    table = _table(
-        "sequences a rank",
-        "rows",
-        "experts",
-        "weights",
-        "KV",
-        "step",
-        "bound by",
-        "tokens/s each",
-        "tokens/s",
-        "fits",
-    )
+    names = ("sequences\na rank", "\nrows", "\nexperts", "weights\nGB", "KV\nGB", "step\nms", "bound\nby")
+    table = _table(*names, "tokens/s\neach", "\ntokens/s", "\nfits")
+    table.collapse_padding = True  # 80 columns hold it
     for batch in batches:
         row = _decode_dict(roofline, batch, context)
         table.add_row(
             str(batch),
             str(row["rows"]),
             f"{row['experts_per_layer']:.1f}",
-            f"{row['weight_bytes'] / 1e9:,.2f} GB",
-            f"{row['kv_bytes'] / 1e9:,.2f} GB",
-            f"{1e3 * row['step_s']:,.2f} ms",
+            f"{row['weight_bytes'] / 1e9:,.2f}",
+            f"{row['kv_bytes'] / 1e9:,.2f}",
+            f"{1e3 * row['step_s']:,.2f}",
             row["bound"],
             f"{row['tokens_per_s_each']:,.0f}",
             f"{row['tokens_per_s']:,.0f}",

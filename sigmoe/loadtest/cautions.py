@@ -26,6 +26,6 @@ def cautions(counts: Counts, rates: Rates, client: ClientLoad) -> Iterator[str]:
     if not counts.measured:
         yield "no request was sent within the measured window"
     elif 0 < counts.ok < _ENOUGH:
-        yield f"{counts.ok} answers: p99.9 is the largest of them"
+        yield f"fewer than {_ENOUGH:,} answers: p99.9 is the largest of them"
     if rates.cached_ratio is not None and rates.cached_ratio > _CACHED:
         yield f"{100 * rates.cached_ratio:.0f}% of the prompt tokens came from the prefix cache"

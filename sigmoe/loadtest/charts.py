@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from sigmoe.loadtest.document import Level, Percentile, RankSample, ServerSample
-from sigmoe.loadtest.scale import milliseconds, plain
+from sigmoe.loadtest.scale import plain, round_time
 from sigmoe.loadtest.statistics import mean
 from sigmoe.loadtest.svg import Axes, Point, Series, bar_chart, heat_map, line_chart
 
@@ -27,7 +27,7 @@ def overview(levels: Sequence[Level]) -> Iterator[str]:
         having = [level for level in levels if measure in level.measures]
         having.sort(key=lambda level: level.rates.output_tokens)
         if len(having) > 1:
-            axes = Axes(x="output tokens per second", y="latency", y_format=milliseconds, may_be_log=True)
+            axes = Axes(x="output tokens per second", y="latency", y_format=round_time, may_be_log=True)
             series = [
                 Series(name=f"p{percent:g}", color=color, has_marks=True, points=_curve(having, measure, percent))
                 for color, percent in enumerate((50.0, 99.0))
@@ -60,7 +60,7 @@ def timelines(level: Level) -> Iterator[str]:
         Series(name="p50", color=0, points=plotted(line.ttft_p50)),
         Series(name="p99", color=1, points=plotted(line.ttft_p99)),
     ]
-    axes = Axes(x="seconds", y="latency", y_format=milliseconds, may_be_log=True, window=window)
+    axes = Axes(x="seconds", y="latency", y_format=round_time, may_be_log=True, window=window)
     yield line_chart("Time to first token, by when it came", axes, first)
     under_way = [Series(name="under way", color=0, points=plotted(line.in_flight))]
     yield line_chart("Requests under way", Axes(x="seconds", y="requests", window=window), under_way)
@@ -72,7 +72,7 @@ def histograms(level: Level) -> Iterator[str]:
         if measure in level.measures:
             summary = level.measures[measure]
             unit = "gaps" if measure == "itl" else "requests"
-            axes = Axes(x="latency", y=unit, x_format=milliseconds)
+            axes = Axes(x="latency", y=unit, x_format=round_time)
             yield bar_chart(f"{title}: {summary.count:,} {unit}", axes, summary.edges, summary.counts)
 
 

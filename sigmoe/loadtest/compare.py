@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoe.loadtest.document import Document, Level, Percentile
+from sigmoe.loadtest.scale import duration
 
 # name, measure, percentile; lower is better
 _LATENCIES = tuple(
@@ -17,6 +18,8 @@ _LATENCIES = tuple(
     for name, measure in (("TTFT", "ttft"), ("ITL", "itl"), ("TPOT", "tpot"), ("end to end", "e2e"), ("queue", "queue"))
     for percent in (50.0, 99.0)
 )
+
+_FELT_S = 50e-6  # what a request waits for a place changes by less from minute to minute, and nobody feels it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Line:
 
 
 def lines(before: Level, after: Level) -> Iterator[Line]:
-    """What both levels have. Latencies count as different where their confidence intervals do not meet."""
+    """What both levels have. Latencies count as different where chance does not explain it, and it can be felt."""
     for name, measure, percent in _LATENCIES:
         if measure in before.measures and measure in after.measures:
             old = _percentile(before, measure, percent)
@@ -62,10 +65,15 @@ def differences(before: Document, after: Document) -> Iterator[str]:
     ):
         yield from _differences(title, old, new)
     olds, news = {level.label: level for level in before.levels}, {level.label: level for level in after.levels}
-    for label in sorted(set(olds) & set(news)):
-        yield from _differences(f"{label}: schedule", olds[label].schedule, news[label].schedule)
-    for label in sorted(set(olds) ^ set(news)):
-        yield f"{label} is only in the {'first' if label in olds else 'second'}"
+    schedules: dict[str, list[str]] = {}  # difference, loads
+    for label in (label for label in olds if label in news):
+        for text in _differences("schedule", olds[label].schedule, news[label].schedule):
+            schedules.setdefault(text, []).append(label)
+    for text, labels in schedules.items():
+        yield f"{text} ({', '.join(labels)})"
+    for label in (*olds, *news):
+        if (label in olds) != (label in news):
+            yield f"{label} is only in the {'first' if label in olds else 'second'}"
 
 
 def show(before: Document, after: Document, console: Console) -> None:
@@ -76,7 +84,8 @@ def show(before: Document, after: Document, console: Console) -> None:
     for level in before.levels:
         if level.label in news:
             console.print(_table(level, news[level.label]))
-    console.print("better and worse: the 95% confidence intervals of both do not meet", highlight=False)
+    meaning = "better and worse: the 95% confidence intervals of both do not meet, and 50 us or more lie between"
+    console.print(meaning, highlight=False)
 
 
 def _table(before: Level, after: Level) -> Table:
@@ -88,7 +97,7 @@ def _table(before: Level, after: Level) -> Table:
     for line in lines(before, after):
         change = "" if line.change is None else f"{100 * line.change:+.1f}%"
         is_time = line.name.rpartition(" ")[2] in ("p50", "p99")
-        shown = (f"{1000 * v:.1f} ms" if is_time else f"{v:.4g}" for v in (line.before, line.after))
+        shown = (duration(v) if is_time else f"{v:.4g}" for v in (line.before, line.after))
         table.add_row(line.name, *shown, change, line.verdict)
     return table
 
@@ -98,6 +107,8 @@ def _percentile(level: Level, measure: str, percent: float) -> Percentile:
 
 
 def _verdict(old: Percentile, new: Percentile) -> str:
+    if abs(new.value - old.value) < _FELT_S:
+        return ""
     if old.low is not None and new.high is not None and new.high < old.low:
         return "better"
     if old.high is not None and new.low is not None and new.low > old.high:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigmoe.loadtest.document import Document, Level, Summary
+from sigmoe.loadtest.expressions import level_expression
 from sigmoe.loadtest.load import Schedule
 from sigmoe.loadtest.player import Tally
 from sigmoe.loadtest.statistics import percentile
@@ -96,7 +97,7 @@ def _line(level: Level) -> str:
 
 def show(document: Document, console: Console) -> None:
     """The result for people."""
-    table = Table(title=document.label or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=document.label or None, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for name in ("load", "answered", "failed", "req/s", "tokens/s"):
         table.add_column(name, justify="left" if name == "load" else "right", overflow="fold")
     for name in ("TTFT", "TPOT", "ITL", "E2E"):
@@ -106,9 +107,13 @@ def show(document: Document, console: Console) -> None:
     for level in document.levels:
         table.add_row(*_row(level, has_slo=bool(document.slo)))
     console.print(table)
+    remarks: dict[str, list[str]] = {}
     for level in document.levels:
-        for line in _remarks(level):
-            console.print(f"{level.label}: {line}", highlight=False)
+        for text in _remarks(level):
+            remarks.setdefault(text, []).append(level.label)
+    for text, labels in remarks.items():
+        where = "all loads" if len(labels) == len(document.levels) > 1 else ", ".join(labels)
+        console.print(f"{where}: {text}", highlight=False, soft_wrap=True)
     _show_verdicts(document, console)
 
 
@@ -133,12 +138,15 @@ def _remarks(level: Level) -> Sequence[str]:
 
 def _show_verdicts(document: Document, console: Console) -> None:
     if document.search is not None:
+        for trial in document.search.trials:
+            if not trial.is_kept:
+                console.print(f"rate {trial.rate:g}/s: not kept: {trial.why}", highlight=False, soft_wrap=True)
         found, goals = document.search.best_rate, " and ".join(document.search.objectives)
-        text = f"no rate kept {goals}" if found is None else f"highest rate that keeps {goals}: {found:.3g} requests/s"
+        text = f"no rate kept {goals}" if found is None else f"highest rate that keeps {goals}: {found:.4g} requests/s"
         bound = "" if document.search.is_bounded else " (nothing above it was tried)"
         console.print(text + bound, highlight=False)
     for check in document.checks:
-        value = "nothing was measured" if check.value is None else f"{check.value:.4g}"
+        value = level_expression(check.expression, "--fail-if").shown(check.value)
         if check.is_true:
             console.print(f"--fail-if {check.expression}: true at {check.level} ({value})", highlight=False)
 

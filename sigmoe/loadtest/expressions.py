@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sigmoe.loadtest.document import Level
 from sigmoe.loadtest.record import Record
+from sigmoe.loadtest.scale import duration, plain
 from sigmoe.loadtest.statistics import PERCENTILES
 
 _FORM = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-zµ%/]*)\s*")
@@ -55,6 +56,14 @@ class Expression:
     def holds(self, value: float) -> bool:
         """Whether it is true of a value."""
         return _COMPARE[self.sign](value, self.bound)
+
+    def shown(self, value: float | None) -> str:
+        """A value of it as people write it."""
+        if value is None:
+            return "nothing was measured"
+        if self.name in _RATES:
+            return f"{100 * value:.3g}%" if _RATES[self.name][0] is _RATIO else plain(value)
+        return duration(value) if self.name.rpartition("_")[0] in TIMES else plain(value)
 
     def value_of(self, level: Level) -> float | None:
         """What a level measured under this name; None where it measured nothing."""

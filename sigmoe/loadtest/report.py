@@ -9,7 +9,8 @@ from typing import Any
 
 from sigmoe.loadtest import charts
 from sigmoe.loadtest.document import Document, Level, Percentile, Summary
-from sigmoe.loadtest.scale import Format, milliseconds, plain
+from sigmoe.loadtest.expressions import level_expression
+from sigmoe.loadtest.scale import Format, duration, plain
 
 Cell = str | tuple[str, str]  # the second is small print below the first
 
@@ -72,20 +73,20 @@ def _verdicts(document: Document) -> Iterator[str]:
         else:
             bound = "" if found.is_bounded else "; nothing above it was tried"
             yield (
-                f"<p><strong>{plain(found.best_rate)} requests/s</strong> is the highest rate that keeps "
+                f"<p><strong>{found.best_rate:g} requests/s</strong> is the highest rate that keeps "
                 f"{escape(goals)}{bound}.</p>"
             )
-        rows = [(f"{plain(t.rate)}/s", "kept" if t.is_kept else "not kept", t.why) for t in found.trials]
-        yield _table(("rate", "", "why"), rows)
+        rows = [(f"{t.rate:g}/s", "kept" if t.is_kept else f"not kept: {t.why}") for t in found.trials]
+        yield _table(("rate", "objectives"), rows, kind="words")
     for check in document.checks:
-        value = "nothing was measured" if check.value is None else plain(check.value)
+        value = level_expression(check.expression, "--fail-if").shown(check.value)
         mark = "caution" if check.is_true else "fine"
         text = f"fail if {check.expression}: {'true' if check.is_true else 'not true'} at {check.level} ({value})"
         yield f'<p class="{mark}">{escape(text)}</p>'
 
 
 def _loads(document: Document) -> str:
-    names = ["load", "answered", "failed", "requests/s", "output tokens/s", "TTFT p50", "p99", "TPOT p50", "p99"]
+    names = ["load", "answered", "failed", "requests/s", "tokens/s", "TTFT p50", "p99", "TPOT p50", "p99"]
     names += ["end to end p50", "p99"] + (["goodput/s"] if document.slo else [])
     rows = []
     for level in document.levels:
@@ -119,11 +120,12 @@ def _level(level: Level, *, is_open: bool) -> str:
 
 def _endings(level: Level) -> str:
     counts = level.counts
-    failed = ", ".join(f"{count} {code}" for code, count in counts.failed.items()) or "none"
+    failed = sum(counts.failed.values())
+    codes = f" ({', '.join(f'{count} {code}' for code, count in counts.failed.items())})" if failed else ""
     return (
         f"{counts.measured} requests were meant to be sent within the {level.rates.window_s:.1f} s measured: "
-        f"{counts.ok} were answered, failed: {failed}, {counts.unfinished} were ended by the load test. "
-        f"{counts.outside} others lay outside of it (ramp, warm-up, later turns)."
+        f"{counts.ok} were answered, {failed or 'none'} failed{codes}, {counts.unfinished or 'none'} had to be ended "
+        f"by the load test. {counts.outside} others lay outside of it (ramp, warm-up, later turns)."
     )
 
 
@@ -134,7 +136,7 @@ def _percentiles(level: Level) -> str:
     names = ["", "count", "mean", *(f"p{p.percent:g}" for p in first.percentiles), "most"]
     rows = []
     for measure, summary in level.measures.items():
-        write = plain if measure.endswith("tokens") else milliseconds
+        write = plain if measure.endswith("tokens") else duration
         cells = [(write(p.value), _interval(p, write)) for p in summary.percentiles]
         row: list[Cell] = [_TITLES[measure], f"{summary.count:,}", write(summary.mean), *cells, write(summary.most)]
         rows.append(row)
@@ -144,6 +146,9 @@ def _percentiles(level: Level) -> str:
 def _interval(p: Percentile, write: Format) -> str:
     low = "?" if p.low is None else write(p.low)
     high = "?" if p.high is None else write(p.high)
+    unit = write(p.value).partition(" ")[2]
+    if unit and {text.partition(" ")[2] for text in (low, high) if text != "?"} <= {unit}:
+        return f"{low.partition(' ')[0]} to {high.partition(' ')[0]}"  # the unit stands above it
     return f"{low} to {high}"
 
 
@@ -164,7 +169,7 @@ def _figures(level: Level) -> Iterator[tuple[str, str]]:
     yield "load test: share of one core", f"{100 * client.cpu_share:.0f}%"
     yield (
         "load test: event loop late, p50 and p99",
-        (f"{milliseconds(client.loop_lag_p50_s)}, {milliseconds(client.loop_lag_p99_s)}"),
+        (f"{duration(client.loop_lag_p50_s)}, {duration(client.loop_lag_p99_s)}"),
     )
 
 
@@ -193,7 +198,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
 
 
 def _value(summary: Summary | None, percent: float) -> str:
-    return "-" if summary is None else milliseconds(next(p.value for p in summary.percentiles if p.percent == percent))
+    return "-" if summary is None else duration(next(p.value for p in summary.percentiles if p.percent == percent))
 
 
 def _grid(figures: Iterable[str]) -> str:

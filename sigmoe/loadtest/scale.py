@@ -82,11 +82,25 @@ def plain(value: float) -> str:
     return f"{value:.3g}"
 
 
-def milliseconds(seconds: float) -> str:
-    """A time with its unit: 12.3 ms, 450 ms, 2.4 s."""
+def round_time(seconds: float) -> str:
+    """A time as axes have it: 20 ms, 450 ms, 2.5 s."""
     if abs(seconds) >= 1:
         return f"{seconds:.3g} s" if abs(seconds) < 1000 else f"{seconds:,.0f} s"
     return f"{1000 * seconds:.3g} ms"
+
+
+def duration(seconds: float) -> str:
+    """A time that was measured, with three digits: 17.0 us, 12.3 ms, 450 ms, 2.40 s."""
+    if abs(seconds) >= 999.5:
+        return f"{seconds:,.0f} s"
+    if abs(seconds) >= 0.9995:
+        return f"{_three(seconds)} s"
+    is_small = 0 < abs(seconds) < 0.9995e-4
+    return f"{_three(1e6 * seconds)} us" if is_small else f"{_three(1000 * seconds)} ms"
+
+
+def _three(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 Format = Callable[[float], str]

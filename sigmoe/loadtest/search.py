@@ -54,15 +54,19 @@ def _next(best: float | None, worst: float | None, within: Range) -> float | Non
         return worst / 2 if worst > within.first / 2**_MOST_HALVINGS else None
     if worst is None:
         return min(best * 2, within.most) if best < within.most else None
-    return math.sqrt(best * worst) if worst / best > 1 + within.precision else None
+    if worst / best <= 1 + within.precision:
+        return None
+    digits = max(3, 2 - math.floor(math.log10(within.precision)))  # 152.2, not 152.218503
+    middle = float(f"{math.sqrt(best * worst):.{digits}g}")
+    return middle if best < middle < worst else None
 
 
 def judge(level: Level, objectives: Sequence[Expression]) -> tuple[bool, str]:
     """Whether a level keeps them, and why not.
 
     It must also keep up: a server whose batch is full may give each token in time while its queue grows for ever. What
-    is under way may grow within the window by 2% of the requests and twice the root of what was under way, which is
-    chance.
+    is under way may grow within the window by 2% of the requests, and by chance: twice the root of what was under way
+    at its beginning and end together, since the difference of two counts varies as much as their sum.
     """
     rates, num = level.rates, level.counts.measured
     if not level.counts.ok:
@@ -70,10 +74,9 @@ def judge(level: Level, objectives: Sequence[Expression]) -> tuple[bool, str]:
     for objective in objectives:
         value = objective.value_of(level)
         if value is None or not objective.holds(value):
-            shown = "nothing was measured" if value is None else f"{objective.name} is {value:.4g}"
-            return False, f"{objective.text}: {shown}"
+            return False, f"{objective.text}: {'' if value is None else 'it is '}{objective.shown(value)}"
     grown = rates.in_flight_end - rates.in_flight_start
-    if grown > 0.02 * num + 2 * math.sqrt(rates.in_flight_start + 1):
+    if grown > 0.02 * num + 2 * math.sqrt(rates.in_flight_start + rates.in_flight_end + 1):
         return False, f"it does not keep up: {grown} of {num} requests piled up"
     if not any(objective.name == "error_rate" for objective in objectives) and rates.error_ratio > MOST_FAILED:
         return False, f"{100 * rates.error_ratio:.1f}% of the requests failed or were not finished"

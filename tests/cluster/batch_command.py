@@ -45,12 +45,12 @@ def num_written(journal: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in journal.glob("[0-9]*.jsonl"))
 
 
-def write_input(path: Path, count: int, max_tokens: int = 20, padding: int = 0) -> None:
+def write_input(path: Path, count: int, max_tokens: int = 20, padding: int = 0, **more: Any) -> None:
     """Greedy chats, and every tenth line something wrong; `padding` characters make each line so much longer."""
     with path.open("w") as file:
         for index in range(count):
             body: dict[str, Any] = {"messages": [{"role": "user", "content": f"What is asthma? {index}"}]}
-            body |= {"max_tokens": max_tokens, "temperature": 0}
+            body |= {"max_tokens": max_tokens, "temperature": 0, **more}
             if padding:
                 body["metadata"] = {"note": padding * "x"}
             if index % 10 == 3:

@@ -30,6 +30,7 @@ def test_answers_are_found_again_whatever_their_order(tmp_path: Path) -> None:
     again.write(1, 8, "later", is_error=False)
     assert [again.is_done(index) for index in range(8)] == [True, True, True, False, False, True, False, False]
     assert [again.read(index) for index in (0, 1, 2)] == [b"answer\t0\n", b"later\n", b"answer\t2\n"]
+    assert [again.where(index)[2] for index in (0, 1)] == [len("answer\t0\n"), len("later\n")]
     assert (again.num_done, again.num_failed, again.num_torn) == (4, 1, 0)
     assert list(again.by_completion()) == [2, 0, 5, 1]
     again.remove()
@@ -63,6 +64,21 @@ def test_a_torn_end_is_not_answered(tmp_path_factory: pytest.TempPathFactory, cu
         b'{"n": %d}\n' % index if index < kept else b"again\n" for index in range(3)
     ]
     again.close()
+
+
+def test_a_journal_of_many_segments_opens_few_at_a_time() -> None:
+    MemoryFileSystem.store.clear()
+    journal = opened("memory://batch/out.journal")
+    for index in range(300):
+        journal.write(index, 1, f"answer {index}", is_error=False)
+        journal.sync()  # where the journal is distant, a segment is what came between two of these
+    assert len(journal.segments) == 300
+    before = len(os.listdir("/proc/self/fd"))
+    assert [journal.read(index) for index in range(300)] == [b"answer %d\n" % index for index in range(300)]
+    assert len(os.listdir("/proc/self/fd")) - before <= 64
+    assert journal.read(0) == b"answer 0\n", "closed meanwhile"
+    journal.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_another_input_is_refused(tmp_path: Path) -> None:

@@ -113,8 +113,10 @@ def test_every_command_runs_what_the_setup_installs(name: str, request: pytest.F
             assert re.search(r"~/sigmoe/\.venv/bin/ray (start|stop)", command), command
 
 
-def test_token_and_tls_are_mounted_where_the_start_commands_look(elastic: dict[str, Any]) -> None:
-    assert elastic["file_mounts"]["~/sigmoe-secrets"] == "~/sigmoe-secrets"
+@pytest.mark.parametrize("name", ["elastic", "on_premises"])
+def test_token_and_tls_are_mounted_where_the_start_commands_look(name: str, request: pytest.FixtureRequest) -> None:
+    raw: dict[str, Any] = request.getfixturevalue(name)
+    assert raw["file_mounts"]["~/sigmoe-secrets"] == "~/sigmoe-secrets"
     environment = (ROOT / "examples" / "ray_environment.sh").read_text()
     paths = re.findall(r'(RAY_\w+)="\$HOME/sigmoe-secrets/([\w.]+)"', environment)
     assert dict(paths) == {
@@ -124,9 +126,9 @@ def test_token_and_tls_are_mounted_where_the_start_commands_look(elastic: dict[s
         "RAY_TLS_SERVER_KEY": "node.key",
     }
     assert "RAY_AUTH_MODE=token" in environment and "RAY_USE_TLS=1" in environment
-    assert any("node_certificate.sh ~/sigmoe-secrets" in command for command in elastic["setup_commands"])
+    assert any("node_certificate.sh ~/sigmoe-secrets" in command for command in raw["setup_commands"])
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert elastic[key][-1].startswith(". ~/sigmoe/examples/ray_environment.sh;")
+        assert raw[key][-1].startswith(". ~/sigmoe/examples/ray_environment.sh;")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")

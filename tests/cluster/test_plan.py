@@ -180,6 +180,7 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("102,889,705,216 parameters, 6,152,277,760 of them active", "64.00 KiB a token", "NVIDIA H20 96 GB"):
         assert words in out
     assert "Nothing here was measured" in out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out, "80 columns hold every figure"
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

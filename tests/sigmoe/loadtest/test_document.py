@@ -93,6 +93,8 @@ def test_comparing_tells_better_from_worse() -> None:
     assert verdicts["TTFT p50"] == verdicts["TPOT p99"] == "better"
     assert {line.verdict for line in compare.lines(fast.levels[1], slow.levels[1])} == {"worse", ""}
     assert {line.verdict for line in compare.lines(fast.levels[1], fast.levels[1])} == {""}
+    hardly = {line.name: line for line in compare.lines(fast.levels[1], made(0.01002).levels[1])}
+    assert hardly["TTFT p50"].after > hardly["TTFT p50"].before and not hardly["TTFT p50"].verdict, "20 us more"
     halved = next(line for line in compare.lines(slow.levels[1], fast.levels[1]) if line.name == "TTFT p50")
     assert halved.change == pytest.approx(-0.5)
 
@@ -110,7 +112,23 @@ def test_comparing_names_other_settings(tmp_path: Path) -> None:
     assert list(compare.differences(first, Document.read(tmp_path / "r.json"))) == []
 
 
+def test_a_difference_of_all_loads_is_told_once(tmp_path: Path) -> None:
+    first = made()
+    raw = json.loads(first.model_dump_json())
+    for level in raw["levels"]:
+        level["schedule"]["drain_s"] = 7.0
+    (tmp_path / "s.json").write_text(json.dumps(raw))
+    told = list(compare.differences(first, Document.read(tmp_path / "s.json")))
+    assert told == ["schedule.drain_s: 60.0 and 7.0 (concurrency 2, concurrency 8)"]
+
+
+def test_a_remark_on_all_loads_is_made_once() -> None:
+    shown = printed(lambda console: show(made(0.02), console))
+    assert shown.count("p99.9 is the largest of them") == 1
+    assert "all loads: fewer than 1,000 answers" in shown
+
+
 def test_the_table_shows_checks_and_failures() -> None:
     shown = printed(lambda console: show(made(0.02), console))
-    assert "--fail-if ttft_p99 > 15ms: true at concurrency 2 (0.02)" in shown
+    assert "--fail-if ttft_p99 > 15ms: true at concurrency 2 (20.0 ms)" in shown
     assert "RESOURCE_EXHAUSTED, for instance: full" in shown

@@ -8,13 +8,14 @@ from xml.etree import ElementTree
 import pytest
 
 from sigmoe.errors import Unavailable
+from sigmoe.loadtest import report
 from sigmoe.loadtest.arrivals import Arrivals
-from sigmoe.loadtest.document import Document
+from sigmoe.loadtest.document import Document, Percentile
 from sigmoe.loadtest.expressions import level_expression, request_expression
 from sigmoe.loadtest.load import Closed, Open, Schedule
 from sigmoe.loadtest.plan import Finding
 from sigmoe.loadtest.report import render
-from sigmoe.loadtest.scale import milliseconds, plain, scale_of
+from sigmoe.loadtest.scale import duration, plain, round_time, scale_of
 from sigmoe.loadtest.search import Range
 from sigmoe.loadtest.svg import Axes, Point, Series, bar_chart, line_chart
 from tests.sigmoe.loadtest.levels import document
@@ -120,10 +121,27 @@ def test_values_that_span_much_get_a_logarithmic_axis() -> None:
 
 def test_numbers_are_short() -> None:
     assert [plain(v) for v in (0.0, 0.123456, 12.345, 123456.0)] == ["0", "0.123", "12.3", "123,456"]
-    assert [milliseconds(v) for v in (0.0, 0.00123, 0.45, 2.345, 1234.0)] == [
+    assert [round_time(v) for v in (0.0, 0.00123, 0.45, 2.345, 1234.0)] == [
         "0 ms",
         "1.23 ms",
         "450 ms",
         "2.35 s",
         "1,234 s",
     ]
+
+
+def test_times_that_were_measured_have_three_digits() -> None:
+    seconds = (0.0, 17e-6, 99.96e-6, 0.00123, 0.033, 0.585, 0.9996, 1.1, 45.0, 1234.0)
+    assert [duration(v) for v in seconds] == [
+        "0 ms", "17.0 us", "0.100 ms", "1.23 ms", "33.0 ms", "585 ms", "1.00 s", "1.10 s", "45.0 s", "1,234 s",
+    ]  # fmt: skip
+
+
+def test_an_interval_leaves_out_the_unit_of_its_value() -> None:
+    def interval(low: float | None, value: float, high: float | None) -> str:
+        return report._interval(Percentile(percent=99.0, value=value, low=low, high=high), duration)
+
+    assert interval(0.0877, 0.0901, 0.0987) == "87.7 to 98.7"
+    assert interval(0.9, 1.31, 1.42) == "900 ms to 1.42 s"
+    assert interval(None, 0.0901, 0.0987) == "? to 98.7"
+    assert interval(None, 0.0901, None) == "? to ?"
