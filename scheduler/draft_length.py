@@ -85,6 +85,11 @@ class DraftLength:
         return is_resting and self._step - self._turned_at >= (self._retry if self._is_promising else _TRY_EVERY)
 
     @property
+    def is_sampling(self) -> bool:
+        """Whether what is proposed now has no price, so that it tells the odds of all and not of the lucky."""
+        return self._sampled_at == self._step
+
+    @property
     def expected(self) -> list[float]:
         """The odds, by place, of a sequence of which nothing is known."""
         return self._odds.odds()
@@ -148,15 +153,22 @@ class DraftLength:
         return sum(1 for chance in chances if chance >= self._price)
 
     def observe_round(
-        self, odds: DraftOdds, num_drafted: int, num_accepted: int, num_used: int, *, is_fair: bool = True
+        self,
+        odds: DraftOdds,
+        num_drafted: int,
+        num_accepted: int,
+        num_used: int,
+        *,
+        is_sample: bool = False,
+        is_fair: bool = True,
     ) -> None:
         """Hear how one verification ended.
 
         `num_used`: the accepted drafts in front of the output's end, all that the round was good for.
+        `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
         `is_fair`: whether the drafter could have known (see DraftJudge).
         """
-        # A draft is verified in the step behind the one that made it.
-        if self._step - self._sampled_at == 1:
+        if is_sample:
             self._odds.observe(num_drafted, num_used)
         odds.observe(num_drafted, num_used)
         self._num_rounds += 1

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs
 from engine.graphs.points import Points
@@ -16,7 +17,7 @@ from scheduler.plan import UNKNOWN_TOKEN, SequencePlan
 
 Array = npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int32]
-NO_DRAFT, NO_SOURCE = -1, -1
+NO_SOURCE = -1
 _NONE: Mapping[int, int] = {}
 
 
@@ -31,8 +32,11 @@ class _Written:
 class HostInputs:
     """The host's copy, which the device reads while it copies: not to be filled before the step is through."""
 
-    def __init__(self, bucket: Bucket, inputs: StepInputs, block_size: int, scratch_slot: int) -> None:
+    def __init__(
+        self, bucket: Bucket, inputs: StepInputs, before: StepBefore, block_size: int, scratch_slot: int
+    ) -> None:
         self._bucket = bucket
+        self._num_places, self._max_drafts = before.num_places, before.max_drafts
         self._block_size = block_size
         self._scratch_slot = scratch_slot
         self._written: list[_Written | None] = [None] * bucket.num_sequences
@@ -40,6 +44,7 @@ class HostInputs:
         self._slots, self._draft_slots = _array(inputs.slots), _array(inputs.draft_slots)
         self._row_starts, self._context_lens = _array(inputs.row_starts), _array(inputs.context_lens)
         self._num_proposals, self._num_live = _array(inputs.num_proposals), _array(inputs.num_live)
+        self._points, self._owners, self._places = map(_array, (inputs.points, inputs.owners, inputs.places))
         self._tables: IntArray = inputs.block_tables.numpy()
         self.clear()
 
@@ -47,10 +52,10 @@ class HostInputs:
         """A step of nothing but padding."""
         self.fill((), Points())
 
-    def fill(self, sequences: Sequence[SequencePlan], points: Points, sources: Mapping[int, int] = _NONE) -> None:
+    def fill(self, sequences: Sequence[SequencePlan], points: Points, places: Mapping[int, int] = _NONE) -> None:
         """Lay the sequences' rows out one after the other, padding behind them.
 
-        `sources`: by sequence id, in which row of the step before the token of its row is chosen, where it is unknown.
+        `places`: by sequence id, the place in the step before of those whose tokens are unknown.
         """
         num_sequences = len(sequences)
         starts = np.fromiter((planned.start for planned in sequences), dtype=np.int32, count=num_sequences)
@@ -70,11 +75,15 @@ class HostInputs:
         self._num_live[0] = num_rows
         for place, (planned, start, length) in enumerate(zip(sequences, starts, lengths, strict=True)):
             self._fill_table(place, planned, int(start), int(start + length))
-        self._fill_rows(sequences, lengths, points)
-        unknown = [sources[planned.sequence_id] if _is_unknown(planned) else NO_SOURCE for planned in sequences]
-        self._of_rows["token_sources"][:num_rows] = np.repeat(np.array(unknown, dtype=np.int32), lengths)
         owner = np.repeat(np.arange(num_sequences, dtype=np.int32), lengths)
-        positions = np.arange(num_rows, dtype=np.int32) + (starts - ends + lengths)[owner]
+        numbers = np.arange(num_rows, dtype=np.int32) - (ends - lengths)[owner]  # of each row in its sequence
+        self._fill_rows(sequences, lengths, numbers)
+        self._fill_sources(sequences, owner, numbers, places)
+        spare = points.of(sequences, self._max_drafts)
+        self._points[: len(spare)] = spare
+        positions = starts[owner] + numbers
+        self._owners[:num_rows] = owner
+        self._owners[num_rows:] = self._bucket.num_sequences
         self._of_rows["positions"][:num_rows] = positions
         slots = self._tables[owner, positions // self._block_size] * np.int32(self._block_size)
         slots += positions % np.int32(self._block_size)
@@ -83,15 +92,27 @@ class HostInputs:
         self._draft_slots[:num_rows] = np.where(is_followed[owner], slots, self._scratch_slot) if num_rows else slots
         self._slots[num_rows:] = self._draft_slots[num_rows:] = self._scratch_slot
 
-    def _fill_rows(self, sequences: Sequence[SequencePlan], lengths: IntArray, points: Points) -> None:
+    def _fill_sources(
+        self, sequences: Sequence[SequencePlan], owner: IntArray, numbers: IntArray, places: Mapping[int, int]
+    ) -> None:
+        """Where the device finds what the host does not know: see `StepBefore`."""
+        nowhere, num_sequences = self._num_places, len(sequences)
+        found = [places[planned.sequence_id] if _is_unknown(planned) else nowhere for planned in sequences]
+        self._places[:num_sequences] = found
+        self._places[num_sequences:] = nowhere
+        mine = np.array(found, dtype=np.int32)[owner] if num_sequences else owner
+        # The first row holds the token behind the accepted drafts, which lies behind all drafts; the others the drafts.
+        line = np.where(numbers == 0, self._max_drafts, numbers - 1)
+        sources = np.where(mine == nowhere, NO_SOURCE, line * nowhere + mine)
+        self._of_rows["token_sources"][: len(owner)] = sources
+
+    def _fill_rows(self, sequences: Sequence[SequencePlan], lengths: IntArray, numbers: IntArray) -> None:
         """What each row holds and how its token is chosen."""
-        num_rows = int(lengths.sum())
+        num_rows = len(numbers)
         params = [planned.sampling for planned in sequences]
-        drafts = [token for planned in sequences for token in (*planned.token_ids[1:], NO_DRAFT)]
         found: dict[str, npt.ArrayLike] = {
             "token_ids": [token for planned in sequences for token in planned.token_ids],
-            "draft_ids": drafts,
-            "points": points.of(sequences),
+            "is_drafted": np.append(numbers[1:] > 0, False) if num_rows else (),
         }
         for name in ("temperature", "top_k", "top_p", "min_p"):
             values = np.array([getattr(one, name) for one in params], dtype=self._of_rows[name].dtype)
@@ -117,14 +138,13 @@ def _is_unknown(planned: SequencePlan) -> bool:
 
 _PADDING: dict[str, float] = {
     "token_ids": 0,
-    "draft_ids": NO_DRAFT,
+    "is_drafted": False,
     "token_sources": NO_SOURCE,
     "positions": 0,
     "temperature": 0.0,
     "top_k": 0,
     "top_p": 1.0,
     "min_p": 0.0,
-    "points": 0.0,
 }
 
 

@@ -24,9 +24,9 @@ class Points:
     def prepare(self, sequences: Sequence[SequencePlan]) -> None:
         """Make what the next step of these sequences will ask for, and forget all others."""
         drawn = [planned for planned in sequences if planned.sampling.temperature]
-        counts = [2 * len(planned.token_ids) + _AHEAD for planned in drawn]
+        counts = [3 * len(planned.token_ids) + _AHEAD for planned in drawn]
         lacking = [
-            place for place, planned in enumerate(drawn) if self._slice(planned, 2 * len(planned.token_ids)) is None
+            place for place, planned in enumerate(drawn) if self._slice(planned, 3 * len(planned.token_ids)) is None
         ]
         made = _numbers([drawn[place] for place in lacking], [counts[place] for place in lacking])
         fresh = {_key(drawn[place]): (drawn[place].output_index, made[at]) for at, place in enumerate(lacking)}
@@ -34,18 +34,20 @@ class Points:
             _key(planned): self._known[_key(planned)] for planned in drawn if _key(planned) in self._known
         } | fresh
 
-    def of(self, sequences: Sequence[SequencePlan]) -> FloatArray:
-        """The number of each row, [T]; 0 for the rows of greedy sequences, which need none."""
+    def of(self, sequences: Sequence[SequencePlan], num_spare: int = 0) -> FloatArray:
+        """The number of each row and `num_spare` further ones of its sequence behind them, [T + B * num_spare].
+
+        0 for greedy sequences, which need none.
+        """
+        counts = [len(planned.token_ids) + num_spare for planned in sequences]
         parts = [
-            np.zeros(len(planned.token_ids))
-            if not planned.sampling.temperature
-            else self._slice(planned, len(planned.token_ids))
-            for planned in sequences
+            self._slice(planned, count) if planned.sampling.temperature else np.zeros(count)
+            for planned, count in zip(sequences, counts, strict=True)
         ]
         lacking = [place for place, part in enumerate(parts) if part is None]
-        lengths = [len(sequences[place].token_ids) for place in lacking]
-        for place, made in zip(lacking, _numbers([sequences[place] for place in lacking], lengths), strict=True):
-            parts[place] = made
+        made = _numbers([sequences[place] for place in lacking], [counts[place] for place in lacking])
+        for place, numbers in zip(lacking, made, strict=True):
+            parts[place] = numbers
         return np.concatenate([part for part in parts if part is not None]) if parts else np.zeros(0)
 
     def _slice(self, planned: SequencePlan, count: int) -> FloatArray | None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.graphs.ahead import Ahead
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import HostMark
 from engine.graphs.fill import HostInputs
@@ -20,7 +21,7 @@ from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan
 from scheduler.request import DraftMethod, Request, SamplingParams
 from tests.engine.drafting_engines import draft_model, values_of
 from tests.engine.graph_engines import drafting, graph_engine, graph_runner
-from tests.engine.mixed_requests import ROOMY, tiny
+from tests.engine.mixed_requests import CPU, ROOMY, tiny
 
 SHAPE, BLOCK = "C", 4
 TABLES = ([0, 1, 2, 3], [7, 5, 9, 4], [12, 10, 11, 13])
@@ -171,9 +172,9 @@ def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_
 def test_of_a_block_table_only_what_cannot_change_is_kept() -> None:
     """A block ahead may be taken back and another one given; a sequence that was preempted has other blocks."""
     bucket = Bucket(num_sequences=1, rows_each=1)
-    layout = StepInputs.layout(bucket, 6)
+    layout = StepInputs.layout(bucket, 6, max_drafts=0)
     inputs = StepInputs(**parts_of(torch.zeros(num_bytes(layout), dtype=torch.uint8), layout))
-    host = HostInputs(bucket, inputs, BLOCK, 99)
+    host = HostInputs(bucket, inputs, StepBefore.of(bucket, 0, CPU), BLOCK, 99)
     table = [3, 4, 5]
     planned = dataclasses.replace(World(DraftMethod.NONE).sequences([(4, (8,))]).sequences[0], block_table=table)
     host.fill([planned], Points())
