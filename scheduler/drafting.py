@@ -12,7 +12,7 @@ from scheduler.draft_length import DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
-from scheduler.request import DraftCounts, DraftMethod, FinishReason, Request, SamplingParams
+from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
 from scheduler.sequence import Drafting, Sequence
 
 _LISTEN_EVERY = 8  # steps
@@ -179,8 +179,9 @@ class DraftPlanner:
         sequence.drafts = outcome.draft_ids
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
         is_sample, drafting.is_sample = drafting.is_sample, drafting.asks_sample
-        if sequence.finish_reason is FinishReason.LENGTH:  # drafts behind the end were never asked anything
-            num_drafted, num_accepted = (min(count, num_kept - 1) for count in (num_drafted, num_accepted))
+        # Those beyond the end of the output were verified in vain, whatever came of them.
+        num_drafted = min(num_drafted, self._room(sequence) + num_kept)
+        num_accepted = min(num_accepted, num_drafted)
         if num_drafted > 0:
             self._lengths[drafting.method].observe_round(
                 drafting.odds,
