@@ -1,7 +1,7 @@
 """A step that is on its way before it was planned: which rows of the plan it holds, and which it does not.
 
-    step n is launched ─► its successor is launched, with tokens that n chooses and drafts, behind the drafts it accepts
-    step n is waited for, committed ─► step n + 1 is planned: sequences that ended are gone from it, others may have come
+    step n is launched ─► its successor is launched, with tokens that n chooses and drafts, behind those it accepts
+    step n is waited for, committed ─► step n + 1 is planned: sequences that ended are gone, others may have come
 
 What was launched stands where the plan has exactly it. Rows know nothing of another sequence's, so those that were
 launched and not planned are merely not looked at. They wrote behind all that the sequence keeps, to blocks that it had:

@@ -1,4 +1,4 @@
-"""Steps that are launched while the host does not know yet what the one before them accepts: nothing comes out otherwise.
+"""Steps that are launched before the host knows what the one before them accepts: nothing comes out otherwise.
 
 Drafts are right or wrong as a table says, so that rounds accept none, some and all of them.
 """
@@ -13,8 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.runner import Foresight
 from kernels.paged_attention import KVLayer
-from scheduler.plan import StepPlan
+from scheduler.plan import StepPlan, StepResult
 from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenDelta
 from tests.engine.drafting_engines import Knowing, draft_model, values_of
 from tests.engine.graph_engines import GraphWorld, drafting, graph_engine, plain_requests
@@ -216,7 +217,15 @@ def test_a_stop_token_ends_a_sequence_whose_rows_are_on_their_way() -> None:
 
 
 def test_a_prompt_that_comes_runs_beside_what_is_on_its_way() -> None:
-    world = world_of(DraftMethod.EAGLE3)
+    world, is_whole = world_of(DraftMethod.EAGLE3), []
+    run = world.runner.runner.run
+
+    def running(plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+        result = run(plan, foresee)
+        is_whole.append(result.is_whole)
+        return result
+
+    world.runner.runner.run = running  # type: ignore[method-assign]
     long, late = (request for request in bucketed() if request.request_id in ("long", "one token"))
     if long.request_id != "long":
         long, late = late, long
@@ -227,6 +236,7 @@ def test_a_prompt_that_comes_runs_beside_what_is_on_its_way() -> None:
     coming = world.engine.step()
     assert world.runner.runner.num_ahead == num_before + 1
     assert {delta.request_id for delta in coming} == {"long", "one token"}
+    assert is_whole == [True, True, False], "its time is not that of a step of so many rows"
     deltas += coming
     while world.engine.has_work:
         deltas += world.engine.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -166,6 +167,33 @@ def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_
     ):
         assert not is_covered(dataclasses.replace(right, **changes)), changes
     table[1] = 6  # the block ahead was taken back, and another one given
+    assert not is_covered(right)
+
+
+def test_rows_with_drafts_come_as_foreseen_behind_the_accepted_ones_alone() -> None:
+    table = [3, 4, 5]
+    before = dataclasses.replace(
+        World(DraftMethod.EAGLE3).sequences([(3, (8, 1, 2))]).sequences[0], block_table=table, num_proposals=2
+    )
+    foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,) * 3, start=4, output_index=4)
+    result = SequenceResult(token_ids=(1, 9), draft_ids=(6, 7))
+    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([result])
+    right = dataclasses.replace(foreseen, token_ids=(9, 6, 7), start=5, output_index=5)
+
+    def is_covered(planned: SequencePlan) -> bool:
+        return ahead.covers_some(StepPlan(step_id=1, sequences=(planned,), num_rows=3))
+
+    assert is_covered(right)
+    changes: dict[str, Any]
+    for changes in (
+        {"start": 4, "output_index": 4},
+        {"token_ids": (9, 6)},
+        {"token_ids": (9, 6, 8)},
+        {"num_proposals": 1},
+        {"draft_method": DraftMethod.NONE},
+    ):
+        assert not is_covered(dataclasses.replace(right, **changes)), changes
+    table[2] = 6  # where its last draft and those that it proposes would lie
     assert not is_covered(right)
 
 

@@ -107,3 +107,34 @@ def test_times_of_a_step_in_pieces_teach_nothing() -> None:
         lengths = world.scheduler._drafting._lengths[DraftMethod.EAGLE3]
         found.append(lengths._costs.model_s(1) < 1.0)
     assert found == [True, False]
+
+
+def test_what_was_foreseen_once_holds_for_one_step() -> None:
+    """The step after it, of which nobody asked, ends with the output."""
+    world = World(replace(ROOMY, block_size=32), 1.0)
+    world.add(request("a", max_tokens=11))  # one token with the prompt, two rounds of four, two tokens more
+    world.step()
+    plan = world.engine.plan()
+    assert world.scheduler.foresee(plan)
+    world.hear(world.engine.execute(plan))
+    finished(world)
+    assert [plan.num_rows for plan in world.plans] == [6, 4, 4, 2]
+
+
+def test_blocks_that_were_taken_back_are_reserved_anew() -> None:
+    world = World(replace(ROOMY, block_size=1), 1.0)
+    world.add(request("a", max_tokens=40))
+    world.step()
+    plan = world.engine.plan()
+    assert world.scheduler.foresee(plan)
+    world.hear(world.engine.execute(plan))
+    assert world.scheduler._take_back()
+    finished(world)
+
+
+def test_what_is_foreseen_stays_within_the_budget() -> None:
+    world = World(replace(DRAFTING, max_rows_per_step=10), 1.0, foresees=True)
+    for at in range(8):
+        world.add(request(f"r{at}", length=3, max_tokens=12, first=at + 1))
+    finished(world)
+    assert all(plan.num_rows <= 10 for plan in world.plans)
