@@ -42,10 +42,6 @@ class Ahead:
         pairs = zip(self.before, results, strict=True)
         return replace(self, found={planned.sequence_id: result for planned, result in pairs if result.token_ids})
 
-    def covers_some(self, plan: StepPlan) -> bool:
-        """Whether any row of a plan is on its way."""
-        return len(self.rest_of(plan)) < len(plan.sequences)
-
     def rest_of(self, plan: StepPlan) -> tuple[SequencePlan, ...]:
         """The sequences of a plan that are not on their way."""
         foreseen = {planned.sequence_id: planned for planned in self.launched.sequences}

@@ -50,7 +50,7 @@ class HostInputs:
 
     def clear(self) -> None:
         """A step of nothing but padding."""
-        self.fill((), Points())
+        self.fill((), Points(self._max_drafts))
 
     def fill(self, sequences: Sequence[SequencePlan], points: Points, places: Mapping[int, int] = _NONE) -> None:
         """Lay the sequences' rows out one after the other, padding behind them.
@@ -79,8 +79,8 @@ class HostInputs:
         numbers = np.arange(num_rows, dtype=np.int32) - (ends - lengths)[owner]  # of each row in its sequence
         self._fill_rows(sequences, lengths, numbers)
         self._fill_sources(sequences, owner, numbers, places)
-        spare = points.of(sequences, self._max_drafts)
-        self._points[: len(spare)] = spare
+        drawn_by = points.of(sequences)
+        self._points[: len(drawn_by)] = drawn_by
         positions = starts[owner] + numbers
         self._owners[:num_rows] = owner
         self._owners[num_rows:] = self._bucket.num_sequences

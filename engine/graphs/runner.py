@@ -39,7 +39,7 @@ class GraphRunner:
         self._buckets = buckets
         self._speculation = speculation
         self._block_size = world.kv.block_size
-        self._points = Points()
+        self._points = Points(world.max_drafts)
         self._ahead: Ahead | None = None
         with torch.inference_mode():
             before = StepBefore.of(buckets.largest, world.max_drafts, world.device)
@@ -59,8 +59,9 @@ class GraphRunner:
     def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         """See `engine.runner.Runner`."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.covers_some(plan):
-            return self._with_the_rest(plan, ahead, foresee)
+        rest = plan.sequences if ahead is None else ahead.rest_of(plan)
+        if ahead is not None and len(rest) < len(plan.sequences):
+            return self._with_the_rest(plan, ahead, rest, foresee)
         bucket = self.bucket(plan)
         if bucket is None:
             return self._eager.run(plan)
@@ -73,9 +74,10 @@ class GraphRunner:
         results = with_look_ups(plan.sequences, results, self._speculation)
         return StepResult(step_id=plan.step_id, sequences=results, times=times)
 
-    def _with_the_rest(self, plan: StepPlan, ahead: Ahead, foresee: Foresight) -> StepResult:
-        """A step of which some rows are on their way already; what was not foreseen of it runs behind them."""
-        rest = ahead.rest_of(plan)
+    def _with_the_rest(
+        self, plan: StepPlan, ahead: Ahead, rest: tuple[SequencePlan, ...], foresee: Foresight
+    ) -> StepResult:
+        """A step of which some rows are on their way already; the `rest`, which was not foreseen, runs behind them."""
         self.num_ahead += 1
         if not rest:
             self._go_on(plan, ahead.launched, foresee)

@@ -154,7 +154,7 @@ def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_
     right = dataclasses.replace(foreseen, token_ids=(9,))
 
     def is_covered(planned: SequencePlan) -> bool:
-        return ahead.covers_some(StepPlan(step_id=1, sequences=(planned,), num_rows=1))
+        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=1))
 
     assert is_covered(right)
     for changes in (
@@ -181,7 +181,7 @@ def test_rows_with_drafts_come_as_foreseen_behind_the_accepted_ones_alone() -> N
     right = dataclasses.replace(foreseen, token_ids=(9, 6, 7), start=5, output_index=5)
 
     def is_covered(planned: SequencePlan) -> bool:
-        return ahead.covers_some(StepPlan(step_id=1, sequences=(planned,), num_rows=3))
+        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=3))
 
     assert is_covered(right)
     changes: dict[str, Any]
@@ -214,6 +214,20 @@ def test_of_a_block_table_only_what_cannot_change_is_kept() -> None:
     assert inputs.block_tables[0, :3].tolist() == [6, 7, 8] and inputs.slots.tolist() == [28]
     host.clear()
     assert inputs.slots.tolist() == [99] and inputs.num_live.tolist() == [0] and inputs.row_starts.tolist() == [0, 0]
+
+
+def test_the_numbers_of_the_next_step_are_there_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it begins: making them takes time for which a device would wait."""
+    for max_drafts in (0, 1, 3, 5):
+        planned = World(DraftMethod.NONE).sequences([(3, (8,)), (7, (1,) * (1 + max_drafts))]).sequences[1]
+        points = Points(max_drafts)
+        for output_index in range(7, 60, 1 + max_drafts):
+            points.prepare([dataclasses.replace(planned, output_index=output_index)])
+            coming = dataclasses.replace(planned, output_index=output_index + 1 + max_drafts)
+            expected = Points(max_drafts).of([coming]).tolist()
+            with monkeypatch.context() as patched:
+                patched.delattr("engine.graphs.points.uniforms")
+                assert points.of([coming]).tolist() == expected
 
 
 def test_what_is_cancelled_between_plan_and_step_takes_no_blocks() -> None:
