@@ -55,34 +55,34 @@ class StepRows:
     token_ids: torch.Tensor
     draft_ids: torch.Tensor  # [T] int32, the draft that the token of a row is compared with; -1: none
     positions: torch.Tensor
-    slots: torch.Tensor
-    draft_slots: torch.Tensor
+    slots: torch.Tensor  # [T] int32; of padding the scratch slot
+    draft_slots: torch.Tensor  # [T] int32, of the draft model's rows; the scratch slot where it does not follow
     context_lens: torch.Tensor
     settings: DrawSettings
 
 
-def rows_behind(before: StepBefore, inputs: StepInputs, block_size: int, scratch_slot: int) -> StepRows:
-    """What the host laid out, moved on to where the step before got. No look at a value: see region.py."""
-    sources, owners = inputs.token_sources, inputs.owners
-    moved = before.accepted.index_select(0, inputs.places)
-    moved_rows = moved.index_select(0, owners)
-    positions = inputs.positions + moved_rows
-    num_sequences, width = inputs.block_tables.shape
-    at = owners.clamp_max(num_sequences - 1) * width + positions // block_size
-    blocks = inputs.block_tables.flatten().index_select(0, at)
-    slots = torch.where(inputs.slots == scratch_slot, scratch_slot, blocks * block_size + positions % block_size)
-    token_ids = torch.where(
-        sources < 0, inputs.token_ids, before.coming.flatten().index_select(0, sources.clamp_min(0))
-    )
+def rows_behind(
+    before: StepBefore, inputs: StepInputs, is_live: torch.Tensor, block_size: int, scratch_slot: int
+) -> StepRows:
+    """What the host laid out, moved on to where the step before got; padding (not `is_live` [T]) writes to a slot.
+
+    No look at a value, and few operations, since each is a kernel: see region.py.
+    """
+    moved = before.accepted.index_select(0, inputs.row_places)
+    positions = inputs.positions + moved
+    blocks = inputs.block_tables.flatten().index_select(0, inputs.table_rows + positions // block_size)
+    slots = torch.where(is_live, blocks * block_size + positions % block_size, scratch_slot)
+    sources = inputs.token_sources
+    found = before.coming.flatten().index_select(0, sources.clamp_min(0))
+    token_ids = torch.where(sources < 0, inputs.token_ids, found)
     # Each sequence has numbers for all the places that its rows may move to.
-    rows = torch.arange(len(owners), dtype=torch.int32, device=owners.device)
-    points = inputs.points.index_select(0, rows + owners * before.max_drafts + moved_rows)
+    points = inputs.points.index_select(0, inputs.point_rows + moved)
     return StepRows(
         token_ids=token_ids,
         draft_ids=torch.where(inputs.is_drafted, token_ids.roll(-1), -1).to(torch.int32),
         positions=positions,
         slots=slots,
-        draft_slots=torch.where(inputs.draft_slots == scratch_slot, scratch_slot, slots),
-        context_lens=inputs.context_lens + moved[:-1],
+        draft_slots=torch.where(inputs.is_followed, slots, scratch_slot),
+        context_lens=inputs.context_lens + before.accepted.index_select(0, inputs.places),
         settings=replace(inputs.settings, points=points),
     )

@@ -32,19 +32,15 @@ class _Written:
 class HostInputs:
     """The host's copy, which the device reads while it copies: not to be filled before the step is through."""
 
-    def __init__(
-        self, bucket: Bucket, inputs: StepInputs, before: StepBefore, block_size: int, scratch_slot: int
-    ) -> None:
+    def __init__(self, bucket: Bucket, inputs: StepInputs, before: StepBefore, block_size: int) -> None:
         self._bucket = bucket
         self._num_places, self._max_drafts = before.num_places, before.max_drafts
         self._block_size = block_size
-        self._scratch_slot = scratch_slot
         self._written: list[_Written | None] = [None] * bucket.num_sequences
         self._of_rows = {name: _array(getattr(inputs, name)) for name in _PADDING}
-        self._slots, self._draft_slots = _array(inputs.slots), _array(inputs.draft_slots)
         self._row_starts, self._context_lens = _array(inputs.row_starts), _array(inputs.context_lens)
         self._num_proposals, self._num_live = _array(inputs.num_proposals), _array(inputs.num_live)
-        self._points, self._owners, self._places = map(_array, (inputs.points, inputs.owners, inputs.places))
+        self._points, self._places = _array(inputs.points), _array(inputs.places)
         self._tables: IntArray = inputs.block_tables.numpy()
         self.clear()
 
@@ -78,21 +74,15 @@ class HostInputs:
         owner = np.repeat(np.arange(num_sequences, dtype=np.int32), lengths)
         numbers = np.arange(num_rows, dtype=np.int32) - (ends - lengths)[owner]  # of each row in its sequence
         self._fill_rows(sequences, lengths, numbers)
-        self._fill_sources(sequences, owner, numbers, places)
         drawn_by = points.of(sequences)
         self._points[: len(drawn_by)] = drawn_by
-        positions = starts[owner] + numbers
-        self._owners[:num_rows] = owner
-        self._owners[num_rows:] = self._bucket.num_sequences
-        self._of_rows["positions"][:num_rows] = positions
-        slots = self._tables[owner, positions // self._block_size] * np.int32(self._block_size)
-        slots += positions % np.int32(self._block_size)
-        self._slots[:num_rows] = slots
-        is_followed = np.array([planned.draft_method.has_kv for planned in sequences], dtype=bool)
-        self._draft_slots[:num_rows] = np.where(is_followed[owner], slots, self._scratch_slot) if num_rows else slots
-        self._slots[num_rows:] = self._draft_slots[num_rows:] = self._scratch_slot
+        rows = self._of_rows
+        rows["positions"][:num_rows] = starts[owner] + numbers
+        rows["table_rows"][:num_rows] = owner * np.int32(self._tables.shape[1])
+        rows["point_rows"][:num_rows] = np.arange(num_rows, dtype=np.int32) + owner * np.int32(self._max_drafts)
+        self._fill_places(sequences, owner, numbers, places)
 
-    def _fill_sources(
+    def _fill_places(
         self, sequences: Sequence[SequencePlan], owner: IntArray, numbers: IntArray, places: Mapping[int, int]
     ) -> None:
         """Where the device finds what the host does not know: see `StepBefore`."""
@@ -100,7 +90,9 @@ class HostInputs:
         found = [places[planned.sequence_id] if _is_unknown(planned) else nowhere for planned in sequences]
         self._places[:num_sequences] = found
         self._places[num_sequences:] = nowhere
-        mine = np.array(found, dtype=np.int32)[owner] if num_sequences else owner
+        mine = np.array(found, dtype=np.int32)[owner]
+        self._of_rows["row_places"][: len(owner)] = mine
+        self._of_rows["row_places"][len(owner) :] = nowhere
         # The first row holds the token behind the accepted drafts, which lies behind all drafts; the others the drafts.
         line = np.where(numbers == 0, self._max_drafts, numbers - 1)
         sources = np.where(mine == nowhere, NO_SOURCE, line * nowhere + mine)
@@ -113,6 +105,7 @@ class HostInputs:
         found: dict[str, npt.ArrayLike] = {
             "token_ids": [token for planned in sequences for token in planned.token_ids],
             "is_drafted": np.append(numbers[1:] > 0, False) if num_rows else (),
+            "is_followed": np.repeat([planned.draft_method.has_kv for planned in sequences], lengths),
         }
         for name in ("temperature", "top_k", "top_p", "min_p"):
             values = np.array([getattr(one, name) for one in params], dtype=self._of_rows[name].dtype)
@@ -138,9 +131,13 @@ def _is_unknown(planned: SequencePlan) -> bool:
 
 _PADDING: dict[str, float] = {
     "token_ids": 0,
+    "is_followed": False,
     "is_drafted": False,
     "token_sources": NO_SOURCE,
     "positions": 0,
+    "row_places": 0,
+    "table_rows": 0,
+    "point_rows": 0,
     "temperature": 0.0,
     "top_k": 0,
     "top_p": 1.0,

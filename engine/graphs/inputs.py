@@ -26,16 +26,17 @@ class StepInputs:
     temperature: torch.Tensor  # [T] fp32
     min_p: torch.Tensor  # [T] fp32
     positions: torch.Tensor  # [T] int32
-    slots: torch.Tensor  # [T] int32; of padding the scratch slot
-    draft_slots: torch.Tensor  # [T] int32, of the draft model's rows; the scratch slot where it does not follow
     token_sources: torch.Tensor  # [T] int32, where in `StepBefore.coming` a row's token is; -1: `token_ids` says it
-    owners: torch.Tensor  # [T] int32, the place of a row's sequence; of padding B
+    row_places: torch.Tensor  # [T] int32, of a row's sequence in the step before; see `StepBefore.num_places`
+    table_rows: torch.Tensor  # [T] int32, where in all of `block_tables` those of a row's sequence begin
+    point_rows: torch.Tensor  # [T] int32, where in `points` a row's is
     row_starts: torch.Tensor  # [B + 1] int32
     context_lens: torch.Tensor  # [B] int32
     num_proposals: torch.Tensor  # [B] int32
-    places: torch.Tensor  # [B + 1] int32, of each sequence in the step before; see `StepBefore.num_places`
+    places: torch.Tensor  # [B] int32, of each sequence in the step before
     block_tables: torch.Tensor  # [B, most blocks] int32
     num_live: torch.Tensor  # [1] int32, rows that are no padding
+    is_followed: torch.Tensor  # [T] bool: the draft model computes the row, too
     is_drafted: torch.Tensor  # [T] bool: the next row holds a draft, which the token of this one is compared with
 
     @classmethod
@@ -46,12 +47,12 @@ class StepInputs:
             torch.int64: ("token_ids", "top_k"),
             torch.float64: ("top_p",),
             torch.float32: ("temperature", "min_p"),
-            torch.int32: ("positions", "slots", "draft_slots", "token_sources", "owners"),
-            torch.bool: ("is_drafted",),
+            torch.int32: ("positions", "token_sources", "row_places", "table_rows", "point_rows"),
+            torch.bool: ("is_followed", "is_drafted"),
         }
         return {name: (dtype, rows) for dtype, names in of_rows.items() for name in names} | {
             "points": (torch.float64, (bucket.num_rows + bucket.num_sequences * max_drafts,)),
-            "places": (torch.int32, (bucket.num_sequences + 1,)),
+            "places": (torch.int32, sequences),
             "row_starts": (torch.int32, (bucket.num_sequences + 1,)),
             "context_lens": (torch.int32, sequences),
             "num_proposals": (torch.int32, sequences),

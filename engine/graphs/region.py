@@ -36,7 +36,7 @@ class Verified:
     batch: Batch
     output: ModelOutput
     token_ids: torch.Tensor  # [T] int64, chosen for each row
-    draft_slots: torch.Tensor  # [T] int32, as in `StepInputs`
+    draft_slots: torch.Tensor  # [T] int32, as in `StepRows`
     last: torch.Tensor  # [B] int64, the row of each sequence behind its accepted drafts
 
 
@@ -75,9 +75,10 @@ class StepRegion:
 
     def verify(self) -> Verified:
         """Run the rows, choose a token for each, and see which drafts were chosen, too."""
-        inputs, device = self.inputs, self.inputs.slots.device
-        behind = rows_behind(self.before, inputs, self.kv.block_size, self.scratch_slot)
-        rows = torch.arange(self.bucket.num_rows, device=device)
+        inputs = self.inputs
+        rows = torch.arange(self.bucket.num_rows, device=inputs.token_ids.device)
+        is_live = rows < inputs.num_live
+        behind = rows_behind(self.before, inputs, is_live, self.kv.block_size, self.scratch_slot)
         batch = Batch(
             token_ids=behind.token_ids,
             positions=behind.positions,
@@ -86,7 +87,7 @@ class StepRegion:
             context_lens=behind.context_lens,
             block_tables=inputs.block_tables,
             logit_rows=rows,
-            is_live=rows < inputs.num_live,
+            is_live=is_live,
             max_rows=self.bucket.rows_each,
         )
         captured = () if self.drafting is None else self.drafting.model.capture_layers

@@ -67,9 +67,7 @@ class _HostSide:
         layout = StepInputs.layout(bucket, world.table_width, world.max_drafts)
         out_layout = StepOutputs.layout(bucket, world.max_drafts)
         self.input_bytes, self.output_bytes = (steps.host_memory(num_bytes(part)) for part in (layout, out_layout))
-        self.inputs = HostInputs(
-            bucket, StepInputs(**parts_of(self.input_bytes, layout)), before, world.kv.block_size, world.scratch_slot
-        )
+        self.inputs = HostInputs(bucket, StepInputs(**parts_of(self.input_bytes, layout)), before, world.kv.block_size)
         self.outputs = StepOutputs(**parts_of(self.output_bytes, out_layout))
         self.end = steps.mark()
 

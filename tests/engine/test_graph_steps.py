@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.graphs.ahead import Ahead
-from engine.graphs.before import StepBefore
+from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import HostMark
 from engine.graphs.fill import HostInputs
@@ -202,18 +202,25 @@ def test_of_a_block_table_only_what_cannot_change_is_kept() -> None:
     bucket = Bucket(num_sequences=1, rows_each=1)
     layout = StepInputs.layout(bucket, 6, max_drafts=0)
     inputs = StepInputs(**parts_of(torch.zeros(num_bytes(layout), dtype=torch.uint8), layout))
-    host = HostInputs(bucket, inputs, StepBefore.of(bucket, 0, CPU), BLOCK, 99)
+    before = StepBefore.of(bucket, 0, CPU)
+    host = HostInputs(bucket, inputs, before, BLOCK)
+
+    def slots() -> list[int]:
+        is_live = torch.arange(bucket.num_rows) < inputs.num_live
+        found: list[int] = rows_behind(before, inputs, is_live, BLOCK, 99).slots.tolist()
+        return found
+
     table = [3, 4, 5]
     planned = dataclasses.replace(World(DraftMethod.NONE).sequences([(4, (8,))]).sequences[0], block_table=table)
     host.fill([planned], Points())
-    assert inputs.block_tables[0, :3].tolist() == [3, 4, 5] and inputs.slots.tolist() == [16]
+    assert inputs.block_tables[0, :3].tolist() == [3, 4, 5] and slots() == [16]
     table[2:] = [8, 9]
     host.fill([dataclasses.replace(planned, start=8)], Points())
-    assert inputs.block_tables[0, :4].tolist() == [3, 4, 8, 9] and inputs.slots.tolist() == [32]
+    assert inputs.block_tables[0, :4].tolist() == [3, 4, 8, 9] and slots() == [32]
     host.fill([dataclasses.replace(planned, block_table=[6, 7, 8])], Points())
-    assert inputs.block_tables[0, :3].tolist() == [6, 7, 8] and inputs.slots.tolist() == [28]
+    assert inputs.block_tables[0, :3].tolist() == [6, 7, 8] and slots() == [28]
     host.clear()
-    assert inputs.slots.tolist() == [99] and inputs.num_live.tolist() == [0] and inputs.row_starts.tolist() == [0, 0]
+    assert slots() == [99] and inputs.num_live.tolist() == [0] and inputs.row_starts.tolist() == [0, 0]
 
 
 def test_the_numbers_of_the_next_step_are_there_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
