@@ -53,7 +53,6 @@ class StepRows:
     """The rows of a step as they are run; fields as in `StepInputs`, unless said."""
 
     token_ids: torch.Tensor
-    draft_ids: torch.Tensor  # [T] int32, the draft that the token of a row is compared with; -1: none
     positions: torch.Tensor
     slots: torch.Tensor  # [T] int32; of padding the scratch slot
     draft_slots: torch.Tensor  # [T] int32, of the draft model's rows; the scratch slot where it does not follow
@@ -79,7 +78,6 @@ def rows_behind(
     points = inputs.points.index_select(0, inputs.point_rows + moved)
     return StepRows(
         token_ids=token_ids,
-        draft_ids=torch.where(inputs.is_drafted, token_ids.roll(-1), -1).to(torch.int32),
         positions=positions,
         slots=slots,
         draft_slots=torch.where(inputs.is_followed, slots, scratch_slot),

@@ -104,7 +104,6 @@ class HostInputs:
         params = [planned.sampling for planned in sequences]
         found: dict[str, npt.ArrayLike] = {
             "token_ids": [token for planned in sequences for token in planned.token_ids],
-            "is_drafted": np.append(numbers[1:] > 0, False) if num_rows else (),
             "is_followed": np.repeat([planned.draft_method.has_kv for planned in sequences], lengths),
         }
         for name in ("temperature", "top_k", "top_p", "min_p"):
@@ -132,7 +131,6 @@ def _is_unknown(planned: SequencePlan) -> bool:
 _PADDING: dict[str, float] = {
     "token_ids": 0,
     "is_followed": False,
-    "is_drafted": False,
     "token_sources": NO_SOURCE,
     "positions": 0,
     "row_places": 0,

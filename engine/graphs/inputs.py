@@ -37,7 +37,6 @@ class StepInputs:
     block_tables: torch.Tensor  # [B, most blocks] int32
     num_live: torch.Tensor  # [1] int32, rows that are no padding
     is_followed: torch.Tensor  # [T] bool: the draft model computes the row, too
-    is_drafted: torch.Tensor  # [T] bool: the next row holds a draft, which the token of this one is compared with
 
     @classmethod
     def layout(cls, bucket: Bucket, table_width: int, max_drafts: int) -> Layout:
@@ -48,7 +47,7 @@ class StepInputs:
             torch.float64: ("top_p",),
             torch.float32: ("temperature", "min_p"),
             torch.int32: ("positions", "token_sources", "row_places", "table_rows", "point_rows"),
-            torch.bool: ("is_followed", "is_drafted"),
+            torch.bool: ("is_followed",),
         }
         return {name: (dtype, rows) for dtype, names in of_rows.items() for name in names} | {
             "points": (torch.float64, (bucket.num_rows + bucket.num_sequences * max_drafts,)),

@@ -93,9 +93,10 @@ class StepRegion:
         captured = () if self.drafting is None else self.drafting.model.capture_layers
         output = self.model.forward(batch, self.kv, captured)
         token_ids, best = choose_tokens(output.logits, behind.settings)
-        # A draft whose own row has no finite logits is not accepted: the round ends before that row.
+        # The draft of a row is what the next one holds. Where that has no finite logits, the round ends before it.
         is_sound = best.isfinite().roll(-1)
-        accepted = accept_drafts(token_ids, torch.where(is_sound, behind.draft_ids, -1), inputs.row_starts)
+        draft_ids = torch.where(is_sound, behind.token_ids.roll(-1), -1).to(torch.int32)
+        accepted = accept_drafts(token_ids, draft_ids, inputs.row_starts)
         last = (inputs.row_starts[:-1] + accepted).clamp_max(self.bucket.num_rows - 1)
         self.before.take(accepted, token_ids.index_select(0, last))
         self.outputs.token_ids.copy_(token_ids)
