@@ -67,7 +67,11 @@ class BlockTables:
 
     def lacks_block(self, sequence: Sequence) -> bool:
         """Whether a running sequence has no block yet for its newest token."""
-        return len(sequence.block_table) * self._block_size < len(sequence.tokens)
+        return not self.has_room(sequence, len(sequence.tokens))
+
+    def has_room(self, sequence: Sequence, num_positions: int) -> bool:
+        """Whether a running sequence has blocks for so many positions."""
+        return len(sequence.block_table) * self._block_size >= num_positions
 
     def extend(self, sequence: Sequence) -> bool:
         """Give a running sequence a block for its newest token, where it needs one. Returns whether it has it."""

@@ -24,6 +24,7 @@ _LEAST_S = 1e-9  # a part of a step that took no time by the clock
 _SLOPE = 0.1  # of a step's time for as many rows more as there are, while only one size is measured
 _FOLLOW_SHARE = 0.1  # of the model's time that the draft model takes over as many rows, while nothing is measured
 _PROMPT_DECAY = 0.999  # of the counts of prompt rows and tokens, by each step
+_MOST_HOST_SHARE = 2.0  # of one step: something else had the host
 _FIRST_TOKENS = 512.0  # known from the start, without prompts: a full house begins with nothing else
 _STALE = 4  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
 
@@ -41,6 +42,7 @@ class DraftedStep:
     model_s: float  # forward pass and sampling
     extend_s: float = 0.0  # following, and the first drafts
     draft_s: float = 0.0  # the further passes
+    host_s: float = 0.0  # planning, and taking over what came of it
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ class DraftCosts:
         self._pace = 1.0  # of the steps of late: what they took, relative to what the curves say
         self.error = 0.0  # of what was expected of a step, relative to what it took; fading mean
         self._num_expected = 0
+        self._host_shares: dict[bool, float] = {}  # of the rest of a step, by whether it drafted; fading means
         self._num_tokens = _FIRST_TOKENS
         self._num_prompt_rows = 0.0
         self._num_chunks = 0.0  # steps with prompt rows
@@ -134,6 +137,9 @@ class DraftCosts:
         if step.model_s > 0.0 and step.num_rows:
             self._follow_pace(step)
             self._take(step)
+            share = min(step.host_s / (step.model_s + step.extend_s + step.draft_s), _MOST_HOST_SHARE)
+            before = self._host_shares.setdefault(step.num_followed > 0, share)
+            self._host_shares[step.num_followed > 0] = before + (1.0 - _DECAY) * (share - before)
 
     def _take(self, step: DraftedStep, count: int = 1) -> None:
         self._model.observe(step.num_rows, step.model_s / self._pace, count)
@@ -175,7 +181,8 @@ class DraftCosts:
     def plain_s(self, num_decodes: int) -> float:
         """Seconds of a step without drafts and without a draft model, and of what its tokens bring of prompts."""
         chunk, often = self._prompts(num_decodes)
-        return (1.0 - often) * self.model_s(num_decodes) + often * self.model_s(num_decodes + chunk)
+        device_s = (1.0 - often) * self.model_s(num_decodes) + often * self.model_s(num_decodes + chunk)
+        return device_s * (1.0 + self._host_share(is_drafted=False))
 
     def drafted_s(
         self, num_rows: int, num_followed: float, wanting: Sequence[float], num_tokens: float, *, follows_prompts: bool
@@ -187,7 +194,12 @@ class DraftCosts:
         chunk, often = self._prompts(num_tokens)
         alone_s = self.model_s(num_rows) + self.extend_s(num_followed)
         beside_s = self.model_s(num_rows + chunk) + self.extend_s(num_followed + chunk * follows_prompts)
-        return (1.0 - often) * alone_s + often * beside_s + self.draft_s(wanting)
+        device_s = (1.0 - often) * alone_s + often * beside_s + self.draft_s(wanting)
+        return device_s * (1.0 + self._host_share(is_drafted=True))
+
+    def _host_share(self, *, is_drafted: bool) -> float:
+        """The scheduler's time relative to the device's; that of the other kind of steps while none was seen."""
+        return self._host_shares.get(is_drafted, self._host_shares.get(not is_drafted, 0.0))
 
     def _prompts(self, num_tokens: float) -> tuple[float, float]:
         """Prompt rows of a step that has any, and the share of steps that do, where a step commits so many tokens.

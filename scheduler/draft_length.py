@@ -61,7 +61,7 @@ class DraftLength:
         self._costs = DraftCosts(measured)
         self._shared = self._odds.odds()
         self._price = 0.0  # the chance that a draft must have to be taken
-        self._sampled = (0, 0)  # the last two steps in which no draft had a price
+        self._sampled_at = 0  # the last step in which no draft had a price
         self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
         self._num_decodes = 0  # of the batch that it was made for
         self._settled_at = 0  # step
@@ -91,6 +91,11 @@ class DraftLength:
         is_resting = self.is_off and not self.is_broken
         wait = self._retry if self._is_promising else min(max(_TRY_ANYWAY * self._retry, _TRY_SOONEST), _TRY_EVERY)
         return is_resting and self._step - self._turned_at >= wait
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether what is proposed now has no price, so that it tells the odds of all and not of the lucky."""
+        return self._sampled_at == self._step
 
     @property
     def expected(self) -> list[float]:
@@ -144,7 +149,7 @@ class DraftLength:
         elif self._step % _SAMPLE_EVERY == 0:
             self._price = 0.0
         if self._price <= 0.0:
-            self._sampled = (self._sampled[1], self._step)
+            self._sampled_at = self._step
         self._num_idle = 0 if self._choice.length else self._num_idle + 1
         if self._num_idle == _PATIENCE and not self._trial_left:
             self._rest()
@@ -158,18 +163,25 @@ class DraftLength:
         return sum(1 for chance in odds.promised if chance >= self._price)
 
     def observe_round(
-        self, odds: DraftOdds, num_drafted: int, num_accepted: int, num_used: int, *, is_fair: bool = True
+        self,
+        odds: DraftOdds,
+        num_drafted: int,
+        num_accepted: int,
+        num_used: int,
+        *,
+        is_sample: bool = False,
+        is_fair: bool = True,
     ) -> None:
         """Hear how one verification ended.
 
         `num_used`: the accepted drafts in front of the output's end, all that the round was good for.
+        `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
         `is_fair`: whether the drafter could have known (see DraftJudge).
         """
-        # A draft is verified in the step behind the one that made it.
-        if self._step - 1 in self._sampled:
+        if is_sample:
             self._odds.observe(num_drafted, num_used)
         odds.observe(num_drafted, num_used)
-        if odds.promised:
+        if len(odds.promised) >= num_drafted:
             self._truth.observe(sum(odds.promised[:num_drafted]), num_used)
         self._num_rounds += 1
         self._num_heard += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from scheduler.block_tables import BlockTables
 from scheduler.draft_costs import DraftedStep
@@ -18,10 +19,21 @@ _LISTEN_EVERY = 16  # steps
 _PATIENCE = 16  # sequences that cannot be followed, after which one is at a price
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What a sequence's next step will hold, whatever the present one accepts; blocks are reserved for all of it."""
+
+    num_drafts: int
+    num_proposals: int
+    is_sample: bool = False  # see DraftLength.is_sampling
+
+
 class DraftPlanner:
     """Plans drafts and proposals for sequences that may have them. Costs nothing where no sequence may.
 
     Drafts take what roots and chunks leave: rows of the budget, and blocks that nobody else is about to need.
+    What was foreseen of a step (`foresee`, `expect`) is also what is planned, unless the sequence cannot have it by
+    then. It was chosen a step earlier, and may reach beyond the end of the output: `settle` counts nothing of that.
     """
 
     def __init__(self, config: SchedulerConfig, tables: BlockTables) -> None:
@@ -29,6 +41,8 @@ class DraftPlanner:
         self._tables = tables
         self._lengths: dict[DraftMethod, DraftLength] = {}  # of the methods in use
         self._total = DraftTally()
+        self._expected: Mapping[int, Foreseen] = {}  # of the next step, by sequence id
+        self._foreseen: Mapping[int, Foreseen] = {}  # of the one being planned
         self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
 
     @property
@@ -81,6 +95,7 @@ class DraftPlanner:
 
     def begin_step(self, decodes: Seq[Sequence]) -> None:
         """Settle the lengths of a step that lets these sequences decode."""
+        self._foreseen, self._expected = self._expected, {}
         for method, length in self._lengths.items():
             is_followed = method.has_kv and any(sequence.is_followed for sequence in decodes)
             if not is_followed and length.rests_on(len(decodes)):
@@ -96,6 +111,8 @@ class DraftPlanner:
         """Of the drafts proposed for a decode as many as it may run, at most `num_rows`; `num_spare` blocks stay."""
         if not sequence.drafts or sequence.draft_method is DraftMethod.NONE:
             return 0
+        if (foreseen := self._standing(sequence, len(sequence.drafts))) is not None:
+            return foreseen.num_drafts
         wanted = min(len(sequence.drafts), num_rows, self._room(sequence))
         if wanted <= 0:
             return 0
@@ -107,6 +124,10 @@ class DraftPlanner:
         drafting = sequence.drafting
         if drafting is None or sequence.draft_method is DraftMethod.NONE:
             return 0
+        if (foreseen := self._standing(sequence, num_drafts)) is not None:
+            drafting.asks_sample = foreseen.is_sample
+            return foreseen.num_proposals
+        drafting.asks_sample = self._lengths[drafting.method].is_sampling
         known = len(sequence.tokens) + num_drafts
         # The draft model runs its own drafts, at positions behind all that this step may commit.
         limit = min(drafting.max_drafts, self._room(sequence) - 1, self._config.context_limit - known)
@@ -115,10 +136,39 @@ class DraftPlanner:
             return 0
         return max(0, min(wanted, self._tables.reserve(sequence, known + wanted, num_spare) - known))
 
-    def num_passes(self, sequences: Seq[SequencePlan]) -> int:
-        """Forward passes of the draft model that a step needs."""
-        followed = [planned.num_proposals for planned in sequences if planned.draft_method.has_kv]
-        return max(1, *followed) if followed else 0
+    def foresee(self, sequence: Sequence, planned: SequencePlan, num_others: int) -> Foreseen | None:
+        """The next step of a sequence whose present one is planned; None where that is not certain.
+
+        A draft model proposes as many as it is asked for, and all of them are verified. For drafts no blocks are taken
+        that `num_others` sequences might need.
+        """
+        if planned.draft_method is DraftMethod.NGRAM:  # nobody knows how many it finds
+            return None
+        num_drafts, num_proposals, is_sample = planned.num_proposals, 0, False
+        # At most so many tokens are known by then, all drafts of the present step included.
+        most_known = len(sequence.tokens) + planned.num_logit_rows
+        drafting = sequence.drafting
+        if drafting is not None and planned.draft_method.has_kv:
+            length = self._lengths[drafting.method]
+            limit = min(
+                drafting.max_drafts,
+                self._room(sequence) - 2,
+                self._config.context_limit - most_known - num_drafts,
+            )
+            num_proposals = length.length_for(drafting.odds, limit) if limit > 0 else 0
+            is_sample = length.is_sampling
+        certain = most_known + num_drafts
+        if certain > self._config.context_limit:
+            return None
+        num_spare = 0 if planned.draft_method is DraftMethod.NONE else num_others
+        room = self._tables.reserve(sequence, certain + num_proposals, num_spare) - certain
+        if room < 0:
+            return None
+        return Foreseen(num_drafts=num_drafts, num_proposals=min(num_proposals, room), is_sample=is_sample)
+
+    def expect(self, foreseen: Mapping[int, Foreseen]) -> None:
+        """Plan the next step as foreseen, by sequence id."""
+        self._expected = foreseen
 
     def settle(self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, num_kept: int) -> None:
         """Take over what a step brought a sequence: the end of a round, and new drafts."""
@@ -133,16 +183,28 @@ class DraftPlanner:
             )
         sequence.drafts = outcome.draft_ids
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
+        is_sample, drafting.is_sample = drafting.is_sample, drafting.asks_sample
+        # Those beyond the end of the output were verified in vain, whatever came of them.
+        num_drafted = min(num_drafted, self._room(sequence) + num_kept)
+        num_accepted = min(num_accepted, num_drafted)
         if num_drafted > 0:
             self._lengths[drafting.method].observe_round(
-                drafting.odds, num_drafted, num_accepted, num_kept - 1, is_fair=drafting.is_foreseeable
+                drafting.odds,
+                num_drafted,
+                num_accepted,
+                num_kept - 1,
+                is_sample=is_sample,
+                is_fair=drafting.is_foreseeable,
             )
             for tally in (drafting.tally, self._total):
                 tally.add(num_drafted, num_accepted, num_kept)
 
-    def end_step(self, plan: StepPlan, result: StepResult) -> None:
-        """Learn what a step cost. While nothing drafts, a step in a while tells enough."""
-        if plan.step_id % _LISTEN_EVERY and self.rests:
+    def end_step(self, plan: StepPlan, result: StepResult, host_s: float) -> None:
+        """Learn what a step cost, `host_s` of it the scheduler. While nothing drafts, one in a while tells enough.
+
+        Where the next step is on its way already, nobody waited for the scheduler.
+        """
+        if not result.is_whole or (plan.step_id % _LISTEN_EVERY and self.rests):
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -161,6 +223,7 @@ class DraftPlanner:
             model_s=times.forward_s + times.sample_s,
             extend_s=times.extend_s,
             draft_s=times.draft_s - times.extend_s,
+            host_s=0.0 if self._expected else host_s,
         )
         # A look-up is one pass, however much it finds.
         look_up = replace(step, num_followed=len(proposals), num_passes=0, extend_s=times.draft_s - times.extend_s)
@@ -193,6 +256,14 @@ class DraftPlanner:
             is_judged=method.has_kv,
             measured=measured,
         )
+
+    def _standing(self, sequence: Sequence, num_drafts: int) -> Foreseen | None:
+        """What was foreseen of a sequence's step, if it has so many drafts and still the blocks."""
+        foreseen = self._foreseen.get(sequence.sequence_id)
+        if foreseen is None or foreseen.num_drafts != num_drafts:
+            return None
+        end = len(sequence.tokens) + num_drafts + foreseen.num_proposals
+        return foreseen if self._tables.has_room(sequence, end) else None
 
     def _room(self, sequence: Sequence) -> int:
         """Drafts beyond which the step would run into the end of the output or of the context."""

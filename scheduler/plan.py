@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
-UNKNOWN_TOKEN = -1  # of a row that was foreseen: the one that the step before chooses for the sequence
+UNKNOWN_TOKEN = -1  # of a row that was foreseen: what the step before chooses or proposes for the sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,12 @@ class SequencePlan:
     def draft_ids(self) -> tuple[int, ...]:
         """The drafts among the rows, which this step verifies."""
         return self.token_ids[len(self.token_ids) - self.num_logit_rows + 1 :] if self.num_logit_rows > 1 else ()
+
+
+def num_draft_passes(sequences: Seq[SequencePlan]) -> int:
+    """Forward passes of the draft model that a step of these sequences needs."""
+    followed = [planned.num_proposals for planned in sequences if planned.draft_method.has_kv]
+    return max(1, *followed) if followed else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +102,4 @@ class StepResult:
     step_id: int
     sequences: tuple[SequenceResult, ...]
     times: StepTimes = StepTimes()
+    is_whole: bool = True  # it ran in one piece and nothing beside it, so that its times are those of its rows

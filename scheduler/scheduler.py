@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from scheduler.block_tables import BlockTables
 from scheduler.drafting import DraftPlanner
+from scheduler.foresight import foreseen_rows
 from scheduler.limits import SchedulerConfig, refuse_impossible
 from scheduler.live_requests import LiveRequest, LiveRequests
-from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes, num_draft_passes
 from scheduler.queue_policy import service_order, turn
 from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 from scheduler.sequence import Sequence, stop_ids
@@ -36,7 +36,7 @@ class Scheduler:
             config.num_blocks,
             config.block_size,
             config.prefix_cache,
-            max_ahead=2 * config.max_drafts,
+            max_ahead=3 * config.max_drafts,
             lookahead=1 if config.model_method.has_kv else 0,
         )
         self._drafting = DraftPlanner(config, self._tables)
@@ -47,6 +47,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._num_promised = 0  # blocks of this step for sequences that others made way for
         self._times = StepTimes()  # of all steps together
+        self._planning_s = 0.0  # of the step that was planned last, as long as the device waited for it
 
     @property
     def has_work(self) -> bool:
@@ -90,11 +91,12 @@ class Scheduler:
         if self._live.waiting or len(rows) < len(self._live.running):
             rows += self._plan_chunks(left, now_s)
         self._num_steps += 1
+        self._planning_s = self._clock() - now_s
         return StepPlan(
             step_id=self._num_steps,
             sequences=tuple(rows),
             num_rows=sum(len(planned.token_ids) for planned in rows),
-            num_draft_passes=0 if self._drafting.rests else self._drafting.num_passes(rows),
+            num_draft_passes=0 if self._drafting.rests else num_draft_passes(rows),
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
@@ -110,33 +112,19 @@ class Scheduler:
                 deltas.append(delta)
         self._add_times(result.times)
         if not self._drafting.is_idle:
-            self._drafting.end_step(plan, result)
+            self._drafting.end_step(plan, result, self._planning_s + self._clock() - now_s)
         return deltas
 
     def foresee(self, plan: StepPlan) -> tuple[SequencePlan, ...]:
         """The rows of the step after a planned one, before its tokens are known; none unless all of them are certain.
 
-        They are where every sequence decodes, nothing is drafted and nobody waits. Their tokens are `UNKNOWN_TOKEN`:
-        those that the planned step chooses. A sequence that turns out to end with it has no row in the next plan,
-        and one that comes meanwhile has rows there that were not foreseen. Takes the blocks that the rows need.
+        They are where every sequence decodes, nothing is looked up and nobody waits. Their tokens are `UNKNOWN_TOKEN`:
+        those that the planned step chooses and drafts. A sequence that turns out to end with it has no row in the next
+        plan, and one that comes meanwhile has rows there that were not foreseen. Takes the blocks that the rows need.
         """
-        if self._live.waiting or len(plan.sequences) < len(self._live.running) or not self._drafting.is_idle:
+        if self._live.waiting or len(plan.sequences) < len(self._live.running):
             return ()
-        coming = []
-        for planned in plan.sequences:
-            sequence = self._in_flight[planned.sequence_id]
-            known, num_output = len(sequence.tokens) + 1, sequence.num_output + 1
-            if len(planned.token_ids) != 1 or not planned.num_logit_rows or planned.prompt_logprob_targets:
-                return ()
-            if sequence.finish_reason is not None or num_output >= sequence.sampling.max_tokens:
-                continue  # it has ended, or does with this step's token
-            if known >= self._context_limit:
-                continue
-            if self._tables.reserve(sequence, known, 0) < known:
-                return ()
-            start, output_index = planned.start + 1, planned.output_index + 1
-            coming.append(replace(planned, token_ids=(UNKNOWN_TOKEN,), start=start, output_index=output_index))
-        return tuple(coming)
+        return foreseen_rows(plan, self._in_flight, self._drafting, self._config)
 
     def stats(self) -> SchedulerStats:
         """A snapshot of queues, blocks and drafting."""

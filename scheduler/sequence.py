@@ -19,6 +19,8 @@ class Drafting:
     max_drafts: int
     is_foreseeable: bool  # whether its rounds tell a right draft model from a wrong one
     tally: DraftTally = field(default_factory=DraftTally)
+    is_sample: bool = False  # whether its present drafts were asked for at no price, and tell what all may expect
+    asks_sample: bool = False  # the same of those that the planned step proposes
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

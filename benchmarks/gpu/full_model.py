@@ -18,7 +18,7 @@ from benchmarks.gpu.plans import Plan
 from benchmarks.gpu.random_model import cut, layers_that_fit, random_model, weight_sizes
 from benchmarks.gpu.session import Figures, Session
 from benchmarks.gpu.steps import BLOCK_SIZE, WatchedDispatcher, blocks_of, make_batch, step_bytes, step_flop
-from benchmarks.gpu.whole_steps import WholeSteps
+from benchmarks.gpu.whole_steps import WholeSteps, most_positions
 from benchmarks.kernels.machines import this_machine
 from engine.graphs.buckets import Buckets
 from model.bailing import BailingModel
@@ -115,7 +115,7 @@ class FullModel:
     @property
     def _most_blocks(self) -> int:
         """Of one sequence in any step."""
-        return blocks_of(self.plan.context + 1 + NUM_DRAFTS + self.plan.repeats)
+        return blocks_of(most_positions(self.plan.context, 1 + NUM_DRAFTS, self.plan.repeats))
 
     def prefill(self) -> Figures:
         """Prompts in chunks, one sequence; the last row's logits."""

@@ -27,7 +27,7 @@ def _part(name: str, found: Figures) -> Iterator[str]:
     yield f"  {name}: {told}{'' if found.get('ok', True) else '  NOT OK'}"
     if "error" in found:
         yield f"    {found['error']}"
-    for key in ("eager", "graph", "ahead"):
+    for key in ("eager", "graph", "rounds", "ahead"):
         if isinstance(found.get(key), dict):
             yield f"    {key}: " + ", ".join(f"{k} {_short(v)}" for k, v in found[key].items())
     for check in found.get("checks", ()):

@@ -6,22 +6,58 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
+
+import torch
 
 from benchmarks.gpu.session import Figures, Session
 from benchmarks.gpu.steps import BLOCK_SIZE, blocks_of
 from engine.config import SpeculationConfig
 from engine.graphs.buckets import Buckets
 from engine.graphs.device import steps_on
+from engine.graphs.region import Drafting
 from engine.graphs.runner import GraphRunner
 from engine.graphs.steps import StepWorld
 from engine.model_runner import ModelRunner
+from kernels.paged_attention import KVLayer, allocate_kv_layer
 from model.bailing import BailingModel
+from model.batch import Batch, ModelOutput
 from model.kv_cache import KVCache
-from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, StepResult
-from scheduler.request import SamplingParams
+from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, num_draft_passes
+from scheduler.request import DraftMethod, SamplingParams
 
 _SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.8, top_p=0.95, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAlone:
+    """A draft model of no layer: the model's own head over its last states. Its drafts are of no use, but are made."""
+
+    capture_layers: ClassVar[tuple[int, ...]] = ()
+    is_collective: ClassVar[bool] = False
+    target_ids: ClassVar[torch.Tensor | None] = None
+    num_kv_heads: ClassVar[int] = 1
+
+    model: BailingModel
+
+    @property
+    def head_dim(self) -> int:
+        """See `DraftModel`."""
+        return self.model.config.head_dim
+
+    def first_states(self, output: ModelOutput) -> torch.Tensor:
+        """See `DraftModel`."""
+        return output.hidden
+
+    def forward(self, states: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+        """See `DraftModel`."""
+        return states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """See `DraftModel`."""
+        return self.model.lm_head(states)
 
 
 class WholeSteps:
@@ -29,10 +65,12 @@ class WholeSteps:
 
     def __init__(self, session: Session, model: BailingModel, kv: KVCache, buckets: Buckets, most_blocks: int) -> None:
         self._eager = ModelRunner(model, kv, session.device)
+        head = HeadAlone(model)
+        layer = allocate_kv_layer(1, BLOCK_SIZE, head.num_kv_heads, head.head_dim, torch.bfloat16, session.device)
         world = StepWorld(
             model=model,
             kv=kv,
-            drafting=None,
+            drafting=Drafting(model=head, kv=layer),
             device=session.device,
             is_alone=True,
             table_width=most_blocks,
@@ -45,11 +83,15 @@ class WholeSteps:
         self._draw = random.Random(session.seed)
 
     def measure(self, num_sequences: int, context: int, rows: int, repeats: int) -> Figures:
-        """Wall-clock milliseconds a step, the host's work included; the best of some but for the steps ahead."""
-        width = blocks_of(context + rows + repeats)
+        """Wall-clock milliseconds a step, the host's work included; the best of some, of rounds the mean.
+
+        Rounds are steps one behind the other, with the drafts of the one before: each launched when the host has the
+        one before it ("rounds"), or earlier ("ahead").
+        """
+        width = blocks_of(most_positions(context, rows, repeats))
         tables = [list(range(place * width, (place + 1) * width)) for place in range(num_sequences)]
         tokens = [tuple(self._draw.randrange(self._vocab_size) for _ in range(rows)) for _ in range(num_sequences)]
-        plan = _plan(tables, tokens, context)
+        plan = _plan(tables, tokens, [context] * num_sequences)
         shaped = dataclasses.replace(plan, shape=self._recorded.shape(plan))
         eager, recorded = self._eager.run(plan), self._recorded.run(shaped)
         found: Figures = {
@@ -58,26 +100,39 @@ class WholeSteps:
             "eager": {"ms": min(_ms(lambda: self._eager.run(plan)) for _ in range(repeats))},
             "graph": {"ms": min(_ms(lambda: self._recorded.run(shaped)) for _ in range(repeats))},
         }
-        if rows == 1:
-            found["ahead"] = {"ms": _ms(lambda: self._decode(tables, tokens, context, repeats)) / (repeats + 1)}
+        for name, is_ahead in (("rounds", False), ("ahead", True)):
+            run = partial(self._rounds, tables, tokens, context, repeats, is_ahead=is_ahead)
+            num_before = self._recorded.num_ahead
+            found[name] = {"ms": _ms(run) / (repeats + 1)}
+            found["ok"] = found["ok"] and self._recorded.num_ahead - num_before == (repeats if is_ahead else 0)
         return found
 
-    def _decode(self, tables: list[list[int]], tokens: list[tuple[int, ...]], context: int, repeats: int) -> StepResult:
-        """Decodes one behind the other, each launched before the host has the tokens of the one before it."""
-        unknown = [(UNKNOWN_TOKEN,)] * len(tables)
-        for position in range(context, context + repeats + 1):
-            plan = _plan(tables, tokens, position)
-            is_last = position == context + repeats
-            coming = () if is_last else _plan(tables, unknown, position + 1).sequences
+    def _rounds(
+        self, tables: list[list[int]], tokens: list[tuple[int, ...]], context: int, repeats: int, *, is_ahead: bool
+    ) -> None:
+        """Each round has the token behind what the one before accepted, and as many drafts as it had itself."""
+        unknown = [(UNKNOWN_TOKEN,) * len(tokens[0])] * len(tables)
+        starts = [context] * len(tables)
+        for number in range(repeats + 1):
+            plan = _plan(tables, tokens, starts, num_proposals=len(tokens[0]) - 1)
+            goes_on = is_ahead and number < repeats
+            behind = [start + 1 for start in starts]
+            coming = _plan(tables, unknown, behind, plan.sequences[0].num_proposals).sequences if goes_on else ()
             shaped = dataclasses.replace(plan, shape=self._recorded.shape(plan))
-            result = self._recorded.run(shaped, partial(tuple, coming))
-            tokens = [one.token_ids[-1:] for one in result.sequences]
-        return result
+            results = self._recorded.run(shaped, partial(tuple, coming)).sequences
+            starts = [start + len(one.token_ids) for start, one in zip(starts, results, strict=True)]
+            tokens = [(one.token_ids[-1], *one.draft_ids) for one in results]
 
 
-def _plan(tables: list[list[int]], tokens: Sequence[tuple[int, ...]], start: int) -> StepPlan:
-    """Rows of each sequence from `start` on, all of them sampled."""
-    assert len(tables[0]) * BLOCK_SIZE >= start + len(tokens[0]), f"{len(tables[0])} blocks for position {start}"
+def most_positions(context: int, rows: int, repeats: int) -> int:
+    """That a sequence can reach in rounds of so many rows, all of whose drafts may be accepted."""
+    return context + (repeats + 2) * rows + rows
+
+
+def _plan(
+    tables: list[list[int]], tokens: Sequence[tuple[int, ...]], starts: Sequence[int], num_proposals: int = 0
+) -> StepPlan:
+    """Rows of each sequence, all of them sampled, and drafts for the next ones."""
     sequences = tuple(
         SequencePlan(
             sequence_id=place,
@@ -88,10 +143,17 @@ def _plan(tables: list[list[int]], tokens: Sequence[tuple[int, ...]], start: int
             sampling=dataclasses.replace(_SAMPLING, seed=place),
             sequence_index=0,
             output_index=start,
+            draft_method=DraftMethod.MTP if num_proposals else DraftMethod.NONE,
+            num_proposals=num_proposals,
         )
-        for place, (table, mine) in enumerate(zip(tables, tokens, strict=True))
+        for place, (table, mine, start) in enumerate(zip(tables, tokens, starts, strict=True))
     )
-    return StepPlan(step_id=0, sequences=sequences, num_rows=len(tables) * len(tokens[0]))
+    return StepPlan(
+        step_id=0,
+        sequences=sequences,
+        num_rows=len(tables) * len(tokens[0]),
+        num_draft_passes=num_draft_passes(sequences),
+    )
 
 
 def _ms(run: Callable[[], object]) -> float:

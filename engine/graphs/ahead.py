@@ -1,10 +1,11 @@
 """A step that is on its way before it was planned: which rows of the plan it holds, and which it does not.
 
-    step n is launched ─► its successor is launched, with tokens that n will choose ─► n is waited for, committed
-    step n + 1 is planned: sequences that ended are gone from it, others may have come; what was launched stands
+    step n is launched ─► its successor is launched, with tokens that n chooses and drafts, behind those it accepts
+    step n is waited for, committed ─► step n + 1 is planned: sequences that ended are gone, others may have come
 
-Rows know nothing of one another, so a row that was launched and is not planned is merely not looked at. It wrote one
-slot of a block that its sequence had: whoever gets that block writes it later, since the device keeps the order.
+What was launched stands where the plan has exactly it. Rows know nothing of another sequence's, so those that were
+launched and not planned are merely not looked at. They wrote behind all that the sequence keeps, to blocks that it had:
+whoever gets such a block writes it later, since the device keeps the order, and reads nothing that it did not write.
 """
 
 from __future__ import annotations
@@ -23,30 +24,23 @@ class Ahead:
 
     launched: Launched
     before: tuple[SequencePlan, ...]
-    blocks: dict[int, int]  # by sequence id: the block that its row was written to
+    blocks: dict[int, list[int]]  # by sequence id: those that it may have written to, and further ones
     block_size: int
-    tokens: dict[int, int] | None = None  # by sequence id: what the one before chose; None: not known yet
+    found: dict[int, SequenceResult] | None = None  # by sequence id: what came of the one before; None: not known yet
 
     @classmethod
     def of(cls, launched: Launched, before: tuple[SequencePlan, ...], block_size: int) -> Self:
         """A step that was launched just now, behind one of the sequences `before`."""
         blocks = {
-            planned.sequence_id: planned.block_table[planned.start // block_size] for planned in launched.sequences
+            planned.sequence_id: list(planned.block_table[planned.start // block_size :])
+            for planned in launched.sequences
         }
         return cls(launched=launched, before=before, blocks=blocks, block_size=block_size)
 
     def knowing(self, results: Sequence[SequenceResult]) -> Ahead:
         """With what came of the step before."""
-        last = {
-            planned.sequence_id: result.token_ids[-1]
-            for planned, result in zip(self.before, results, strict=True)
-            if result.token_ids
-        }
-        return replace(self, tokens=last)
-
-    def covers_some(self, plan: StepPlan) -> bool:
-        """Whether any row of a plan is on its way."""
-        return len(self.rest_of(plan)) < len(plan.sequences)
+        pairs = zip(self.before, results, strict=True)
+        return replace(self, found={planned.sequence_id: result for planned, result in pairs if result.token_ids})
 
     def rest_of(self, plan: StepPlan) -> tuple[SequencePlan, ...]:
         """The sequences of a plan that are not on their way."""
@@ -54,12 +48,20 @@ class Ahead:
         return tuple(planned for planned in plan.sequences if not self._is(planned, foreseen.get(planned.sequence_id)))
 
     def _is(self, planned: SequencePlan, foreseen: SequencePlan | None) -> bool:
-        """Whether a row came as foreseen: the place, the blocks, and the token that was chosen for it."""
-        assert self.tokens is not None, "the step before was not waited for"
+        """Whether a sequence came as foreseen: the place, the blocks, the tokens, and what it wants drafted."""
+        assert self.found is not None, "the step before was not waited for"
+        if foreseen is None or planned.block_table is not foreseen.block_table:  # a preempted sequence gets a new one
+            return False
+        found = self.found[planned.sequence_id]
+        num_accepted = len(found.token_ids) - 1
+        first = foreseen.start // self.block_size
+        end = -(-(planned.start + len(planned.token_ids) + planned.num_proposals) // self.block_size)
         return (
-            foreseen is not None
-            and planned.block_table is foreseen.block_table  # a preempted sequence gets a new one
-            and planned.block_table[planned.start // self.block_size] == self.blocks[planned.sequence_id]
-            and (planned.start, planned.output_index) == (foreseen.start, foreseen.output_index)
-            and planned.token_ids == (self.tokens[planned.sequence_id],)
+            planned.start == foreseen.start + num_accepted
+            and planned.output_index == foreseen.output_index + num_accepted
+            and planned.token_ids == (found.token_ids[-1], *found.draft_ids)
+            and len(planned.token_ids) == len(foreseen.token_ids)
+            and planned.draft_method is foreseen.draft_method
+            and planned.num_proposals == foreseen.num_proposals
+            and list(planned.block_table[first:end]) == self.blocks[planned.sequence_id][: end - first]
         )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs
 from engine.graphs.points import Points
@@ -16,7 +17,7 @@ from scheduler.plan import UNKNOWN_TOKEN, SequencePlan
 
 Array = npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int32]
-NO_DRAFT, NO_SOURCE = -1, -1
+NO_SOURCE = -1
 _NONE: Mapping[int, int] = {}
 
 
@@ -31,26 +32,26 @@ class _Written:
 class HostInputs:
     """The host's copy, which the device reads while it copies: not to be filled before the step is through."""
 
-    def __init__(self, bucket: Bucket, inputs: StepInputs, block_size: int, scratch_slot: int) -> None:
+    def __init__(self, bucket: Bucket, inputs: StepInputs, before: StepBefore, block_size: int) -> None:
         self._bucket = bucket
+        self._num_places, self._max_drafts = before.num_places, before.max_drafts
         self._block_size = block_size
-        self._scratch_slot = scratch_slot
         self._written: list[_Written | None] = [None] * bucket.num_sequences
         self._of_rows = {name: _array(getattr(inputs, name)) for name in _PADDING}
-        self._slots, self._draft_slots = _array(inputs.slots), _array(inputs.draft_slots)
         self._row_starts, self._context_lens = _array(inputs.row_starts), _array(inputs.context_lens)
         self._num_proposals, self._num_live = _array(inputs.num_proposals), _array(inputs.num_live)
+        self._points, self._places = _array(inputs.points), _array(inputs.places)
         self._tables: IntArray = inputs.block_tables.numpy()
         self.clear()
 
     def clear(self) -> None:
         """A step of nothing but padding."""
-        self.fill((), Points())
+        self.fill((), Points(self._max_drafts))
 
-    def fill(self, sequences: Sequence[SequencePlan], points: Points, sources: Mapping[int, int] = _NONE) -> None:
+    def fill(self, sequences: Sequence[SequencePlan], points: Points, places: Mapping[int, int] = _NONE) -> None:
         """Lay the sequences' rows out one after the other, padding behind them.
 
-        `sources`: by sequence id, in which row of the step before the token of its row is chosen, where it is unknown.
+        `places`: by sequence id, the place in the step before of those whose tokens are unknown.
         """
         num_sequences = len(sequences)
         starts = np.fromiter((planned.start for planned in sequences), dtype=np.int32, count=num_sequences)
@@ -70,28 +71,40 @@ class HostInputs:
         self._num_live[0] = num_rows
         for place, (planned, start, length) in enumerate(zip(sequences, starts, lengths, strict=True)):
             self._fill_table(place, planned, int(start), int(start + length))
-        self._fill_rows(sequences, lengths, points)
-        unknown = [sources[planned.sequence_id] if _is_unknown(planned) else NO_SOURCE for planned in sequences]
-        self._of_rows["token_sources"][:num_rows] = np.repeat(np.array(unknown, dtype=np.int32), lengths)
         owner = np.repeat(np.arange(num_sequences, dtype=np.int32), lengths)
-        positions = np.arange(num_rows, dtype=np.int32) + (starts - ends + lengths)[owner]
-        self._of_rows["positions"][:num_rows] = positions
-        slots = self._tables[owner, positions // self._block_size] * np.int32(self._block_size)
-        slots += positions % np.int32(self._block_size)
-        self._slots[:num_rows] = slots
-        is_followed = np.array([planned.draft_method.has_kv for planned in sequences], dtype=bool)
-        self._draft_slots[:num_rows] = np.where(is_followed[owner], slots, self._scratch_slot) if num_rows else slots
-        self._slots[num_rows:] = self._draft_slots[num_rows:] = self._scratch_slot
+        numbers = np.arange(num_rows, dtype=np.int32) - (ends - lengths)[owner]  # of each row in its sequence
+        self._fill_rows(sequences, lengths, numbers)
+        drawn_by = points.of(sequences)
+        self._points[: len(drawn_by)] = drawn_by
+        rows = self._of_rows
+        rows["positions"][:num_rows] = starts[owner] + numbers
+        rows["table_rows"][:num_rows] = owner * np.int32(self._tables.shape[1])
+        rows["point_rows"][:num_rows] = np.arange(num_rows, dtype=np.int32) + owner * np.int32(self._max_drafts)
+        self._fill_places(sequences, owner, numbers, places)
 
-    def _fill_rows(self, sequences: Sequence[SequencePlan], lengths: IntArray, points: Points) -> None:
+    def _fill_places(
+        self, sequences: Sequence[SequencePlan], owner: IntArray, numbers: IntArray, places: Mapping[int, int]
+    ) -> None:
+        """Where the device finds what the host does not know: see `StepBefore`."""
+        nowhere, num_sequences = self._num_places, len(sequences)
+        found = [places[planned.sequence_id] if _is_unknown(planned) else nowhere for planned in sequences]
+        self._places[:num_sequences] = found
+        self._places[num_sequences:] = nowhere
+        mine = np.array(found, dtype=np.int32)[owner]
+        self._of_rows["row_places"][: len(owner)] = mine
+        self._of_rows["row_places"][len(owner) :] = nowhere
+        # The first row holds the token behind the accepted drafts, which lies behind all drafts; the others the drafts.
+        line = np.where(numbers == 0, self._max_drafts, numbers - 1)
+        sources = np.where(mine == nowhere, NO_SOURCE, line * nowhere + mine)
+        self._of_rows["token_sources"][: len(owner)] = sources
+
+    def _fill_rows(self, sequences: Sequence[SequencePlan], lengths: IntArray, numbers: IntArray) -> None:
         """What each row holds and how its token is chosen."""
-        num_rows = int(lengths.sum())
+        num_rows = len(numbers)
         params = [planned.sampling for planned in sequences]
-        drafts = [token for planned in sequences for token in (*planned.token_ids[1:], NO_DRAFT)]
         found: dict[str, npt.ArrayLike] = {
             "token_ids": [token for planned in sequences for token in planned.token_ids],
-            "draft_ids": drafts,
-            "points": points.of(sequences),
+            "is_followed": np.repeat([planned.draft_method.has_kv for planned in sequences], lengths),
         }
         for name in ("temperature", "top_k", "top_p", "min_p"):
             values = np.array([getattr(one, name) for one in params], dtype=self._of_rows[name].dtype)
@@ -117,14 +130,16 @@ def _is_unknown(planned: SequencePlan) -> bool:
 
 _PADDING: dict[str, float] = {
     "token_ids": 0,
-    "draft_ids": NO_DRAFT,
+    "is_followed": False,
     "token_sources": NO_SOURCE,
     "positions": 0,
+    "row_places": 0,
+    "table_rows": 0,
+    "point_rows": 0,
     "temperature": 0.0,
     "top_k": 0,
     "top_p": 1.0,
     "min_p": 0.0,
-    "points": 0.0,
 }
 
 

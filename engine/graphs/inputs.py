@@ -22,31 +22,36 @@ class StepInputs:
     token_ids: torch.Tensor  # [T] int64
     top_k: torch.Tensor  # [T] int64
     top_p: torch.Tensor  # [T] fp64
-    points: torch.Tensor  # [T] fp64
+    points: torch.Tensor  # [T + B * P] fp64: of each sequence for its rows, and P further ones
     temperature: torch.Tensor  # [T] fp32
     min_p: torch.Tensor  # [T] fp32
     positions: torch.Tensor  # [T] int32
-    slots: torch.Tensor  # [T] int32; of padding the scratch slot
-    draft_slots: torch.Tensor  # [T] int32, of the draft model's rows; the scratch slot where it does not follow
-    draft_ids: torch.Tensor  # [T] int32, the draft that the token of a row is compared with; -1: none
+    token_sources: torch.Tensor  # [T] int32, where in `StepBefore.coming` a row's token is; -1: `token_ids` says it
+    row_places: torch.Tensor  # [T] int32, of a row's sequence in the step before; see `StepBefore.num_places`
+    table_rows: torch.Tensor  # [T] int32, where in all of `block_tables` those of a row's sequence begin
+    point_rows: torch.Tensor  # [T] int32, where in `points` a row's is
     row_starts: torch.Tensor  # [B + 1] int32
     context_lens: torch.Tensor  # [B] int32
     num_proposals: torch.Tensor  # [B] int32
-    token_sources: torch.Tensor  # [T] int32, row of the step before whose token a row has; -1: `token_ids` says it
+    places: torch.Tensor  # [B] int32, of each sequence in the step before
     block_tables: torch.Tensor  # [B, most blocks] int32
     num_live: torch.Tensor  # [1] int32, rows that are no padding
+    is_followed: torch.Tensor  # [T] bool: the draft model computes the row, too
 
     @classmethod
-    def layout(cls, bucket: Bucket, table_width: int) -> Layout:
-        """The dtype and shape of each field."""
+    def layout(cls, bucket: Bucket, table_width: int, max_drafts: int) -> Layout:
+        """The dtype and shape of each field; P is `max_drafts`."""
         rows, sequences = (bucket.num_rows,), (bucket.num_sequences,)
         of_rows: dict[torch.dtype, tuple[str, ...]] = {
             torch.int64: ("token_ids", "top_k"),
-            torch.float64: ("top_p", "points"),
+            torch.float64: ("top_p",),
             torch.float32: ("temperature", "min_p"),
-            torch.int32: ("positions", "slots", "draft_slots", "draft_ids", "token_sources"),
+            torch.int32: ("positions", "token_sources", "row_places", "table_rows", "point_rows"),
+            torch.bool: ("is_followed",),
         }
         return {name: (dtype, rows) for dtype, names in of_rows.items() for name in names} | {
+            "points": (torch.float64, (bucket.num_rows + bucket.num_sequences * max_drafts,)),
+            "places": (torch.int32, sequences),
             "row_starts": (torch.int32, (bucket.num_sequences + 1,)),
             "context_lens": (torch.int32, sequences),
             "num_proposals": (torch.int32, sequences),
@@ -56,7 +61,7 @@ class StepInputs:
 
     @property
     def settings(self) -> DrawSettings:
-        """How each row's token is chosen."""
+        """How each row's token is chosen, but for which of the points is whose."""
         return DrawSettings(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, points=self.points
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.drafters.draft_model import DraftModel
+from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from kernels.paged_attention import KVLayer
@@ -35,7 +36,8 @@ class Verified:
     batch: Batch
     output: ModelOutput
     token_ids: torch.Tensor  # [T] int64, chosen for each row
-    accepted: torch.Tensor  # [B] int32
+    draft_slots: torch.Tensor  # [T] int32, as in `StepRows`
+    last: torch.Tensor  # [B] int64, the row of each sequence behind its accepted drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,37 +71,40 @@ class StepRegion:
     bucket: Bucket
     inputs: StepInputs
     outputs: StepOutputs
-    last_tokens: torch.Tensor  # [rows of the largest bucket] int64, chosen by the step before, whatever its bucket
+    before: StepBefore
 
     def verify(self) -> Verified:
         """Run the rows, choose a token for each, and see which drafts were chosen, too."""
-        inputs, device = self.inputs, self.inputs.slots.device
-        rows = torch.arange(self.bucket.num_rows, device=device)
-        chosen_before = self.last_tokens.index_select(0, inputs.token_sources.clamp_min(0))
+        inputs = self.inputs
+        rows = torch.arange(self.bucket.num_rows, device=inputs.token_ids.device)
+        is_live = rows < inputs.num_live
+        behind = rows_behind(self.before, inputs, is_live, self.kv.block_size, self.scratch_slot)
         batch = Batch(
-            token_ids=torch.where(inputs.token_sources < 0, inputs.token_ids, chosen_before),
-            positions=inputs.positions,
-            slots=inputs.slots,
+            token_ids=behind.token_ids,
+            positions=behind.positions,
+            slots=behind.slots,
             row_starts=inputs.row_starts,
-            context_lens=inputs.context_lens,
+            context_lens=behind.context_lens,
             block_tables=inputs.block_tables,
             logit_rows=rows,
-            is_live=rows < inputs.num_live,
+            is_live=is_live,
             max_rows=self.bucket.rows_each,
         )
         captured = () if self.drafting is None else self.drafting.model.capture_layers
         output = self.model.forward(batch, self.kv, captured)
-        token_ids, best = choose_tokens(output.logits, inputs.settings)
-        # A draft whose own row has no finite logits is not accepted: the round ends before that row.
+        token_ids, best = choose_tokens(output.logits, behind.settings)
+        # The draft of a row is what the next one holds. Where that has no finite logits, the round ends before it.
         is_sound = best.isfinite().roll(-1)
-        accepted = accept_drafts(token_ids, torch.where(is_sound, inputs.draft_ids, -1), inputs.row_starts)
+        draft_ids = torch.where(is_sound, behind.token_ids.roll(-1), -1).to(torch.int32)
+        accepted = accept_drafts(token_ids, draft_ids, inputs.row_starts)
+        last = (inputs.row_starts[:-1] + accepted).clamp_max(self.bucket.num_rows - 1)
+        self.before.take(accepted, token_ids.index_select(0, last))
         self.outputs.token_ids.copy_(token_ids)
-        self.last_tokens[: self.bucket.num_rows].copy_(token_ids)
         self.outputs.best.copy_(best)
         self.outputs.accepted.copy_(accepted)
         # Logits would keep the largest piece of a graph's memory from the next one.
         kept = replace(output, logits=output.logits[:0].clone())
-        return Verified(batch=batch, output=kept, token_ids=token_ids, accepted=accepted)
+        return Verified(batch=batch, output=kept, token_ids=token_ids, draft_slots=behind.draft_slots, last=last)
 
     def extend(self, verified: Verified) -> Chain:
         """Let the draft model follow every row, rejected drafts too, and propose the first draft of each sequence.
@@ -107,18 +112,18 @@ class StepRegion:
         The token behind a row that stays is the one chosen for it. What the others write lies behind all that stays,
         where no row looks before a later one has written it anew.
         """
-        drafting, inputs = self._drafting, self.inputs
-        batch = replace(verified.batch, token_ids=verified.token_ids, slots=inputs.draft_slots)
+        drafting, last = self._drafting, verified.last
+        batch = replace(verified.batch, token_ids=verified.token_ids, slots=verified.draft_slots)
         states = drafting.model.forward(drafting.model.first_states(verified.output), batch, drafting.kv)
-        last = (inputs.row_starts[:-1] + verified.accepted).clamp_max(self.bucket.num_rows - 1)
         states = states.index_select(0, last)
         chain = Chain(
             states=states,
             token_ids=self._likeliest(states),
-            positions=inputs.positions.index_select(0, last) + 1,
+            positions=verified.batch.positions.index_select(0, last) + 1,
             num_drafts=torch.ones(1, dtype=torch.int64, device=last.device),
         )
         self.outputs.drafts[0].copy_(chain.token_ids)
+        self.before.coming[0][: self.bucket.num_sequences].copy_(chain.token_ids)
         return chain
 
     def draft(self, chain: Chain) -> None:
@@ -143,7 +148,8 @@ class StepRegion:
         # A copy: the model may write into what it is given.
         states = drafting.model.forward(chain.states.clone(), batch, drafting.kv)
         token_ids = self._likeliest(states)
-        self.outputs.drafts.index_copy_(0, chain.num_drafts, token_ids[None])
+        for drafts in (self.outputs.drafts, self.before.coming[:, :num_sequences]):
+            drafts.index_copy_(0, chain.num_drafts, token_ids[None])
         chain.take(
             Chain(
                 states=states,

@@ -11,6 +11,7 @@ import torch
 from engine.config import SpeculationConfig
 from engine.drafters.ngram import with_look_ups
 from engine.graphs.ahead import Ahead
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket, Buckets
 from engine.graphs.device import StepDevice
 from engine.graphs.inputs import StepOutputs
@@ -19,7 +20,7 @@ from engine.graphs.shape import shape_of
 from engine.graphs.steps import BucketSteps, Launched, StepWorld
 from engine.runner import Foresight, Runner
 from model.sampling import no_finite_logits
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes, num_draft_passes
 
 
 class GraphRunner:
@@ -38,11 +39,11 @@ class GraphRunner:
         self._buckets = buckets
         self._speculation = speculation
         self._block_size = world.kv.block_size
-        self._points = Points()
+        self._points = Points(world.max_drafts)
         self._ahead: Ahead | None = None
         with torch.inference_mode():
-            last_tokens = torch.zeros(buckets.largest.num_rows, dtype=torch.int64, device=world.device)
-            self._steps = {bucket: BucketSteps(bucket, world, steps, last_tokens) for bucket in buckets.all}
+            before = StepBefore.of(buckets.largest, world.max_drafts, world.device)
+            self._steps = {bucket: BucketSteps(bucket, world, steps, before) for bucket in buckets.all}
 
     def shape(self, plan: StepPlan) -> StepShape | None:
         """See `engine.runner.Runner`."""
@@ -58,8 +59,9 @@ class GraphRunner:
     def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
         """See `engine.runner.Runner`."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.covers_some(plan):
-            return self._with_the_rest(plan, ahead, foresee)
+        rest = plan.sequences if ahead is None else ahead.rest_of(plan)
+        if ahead is not None and len(rest) < len(plan.sequences):
+            return self._with_the_rest(plan, ahead, rest, foresee)
         bucket = self.bucket(plan)
         if bucket is None:
             return self._eager.run(plan)
@@ -72,9 +74,10 @@ class GraphRunner:
         results = with_look_ups(plan.sequences, results, self._speculation)
         return StepResult(step_id=plan.step_id, sequences=results, times=times)
 
-    def _with_the_rest(self, plan: StepPlan, ahead: Ahead, foresee: Foresight) -> StepResult:
-        """A step of which some rows are on their way already; what was not foreseen of it runs behind them."""
-        rest = ahead.rest_of(plan)
+    def _with_the_rest(
+        self, plan: StepPlan, ahead: Ahead, rest: tuple[SequencePlan, ...], foresee: Foresight
+    ) -> StepResult:
+        """A step of which some rows are on their way already; the `rest`, which was not foreseen, runs behind them."""
         self.num_ahead += 1
         if not rest:
             self._go_on(plan, ahead.launched, foresee)
@@ -91,7 +94,8 @@ class GraphRunner:
         results = tuple(of_sequence[planned.sequence_id] for planned in plan.sequences)
         if self._ahead is not None:
             self._ahead = self._ahead.knowing(results)
-        return StepResult(step_id=plan.step_id, sequences=results, times=times)
+        is_whole = not rest and len(plan.sequences) == len(ahead.launched.sequences)
+        return StepResult(step_id=plan.step_id, sequences=results, times=times, is_whole=is_whole)
 
     def _go_on(self, plan: StepPlan, launched: Launched, foresee: Foresight) -> None:
         """While a step runs: ask for what is certain of the next one, and prepare what is not."""
@@ -99,11 +103,8 @@ class GraphRunner:
         shape = shape_of(dataclasses.replace(plan, sequences=coming), draws_drafts=self._speculation.draws_drafts)
         bucket = None if shape is None or not coming else self._buckets.smallest(shape)
         if bucket is not None:
-            rows, at = {}, 0
-            for planned in launched.sequences:
-                rows[planned.sequence_id] = at
-                at += len(planned.token_ids)
-            after = self._steps[bucket].launch(coming, 0, self._points, rows)
+            places = {planned.sequence_id: place for place, planned in enumerate(launched.sequences)}
+            after = self._steps[bucket].launch(coming, num_draft_passes(coming), self._points, places)
             self._ahead = Ahead.of(after, plan.sequences, self._block_size)
         self._points.prepare(coming or plan.sequences)
 

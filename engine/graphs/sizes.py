@@ -42,7 +42,9 @@ def graph_bytes(config: EngineConfig, model: ModelConfig) -> int:
     step += size * ((2 * everyones + 4 * copies) * hidden + copies * model.moe_intermediate_size)
     step += rows * (_GATE_SUMS * 4 * model.num_experts + 2 * 4 * model.vocab_size + _CANDIDATES_BYTES)
     width = -(-longest_context(config, model) // config.block_size)
-    return step + sum(_kept_bytes(bucket, width, size * 4 * hidden) for bucket in buckets.all)
+    return step + sum(
+        _kept_bytes(bucket, width, config.speculation.max_drafts, size * 4 * hidden) for bucket in buckets.all
+    )
 
 
 def longest_context(config: EngineConfig, model: ModelConfig) -> int:
@@ -51,6 +53,6 @@ def longest_context(config: EngineConfig, model: ModelConfig) -> int:
     return longest + 2 * config.speculation.max_drafts
 
 
-def _kept_bytes(bucket: Bucket, table_width: int, state_bytes: int) -> int:
+def _kept_bytes(bucket: Bucket, table_width: int, max_drafts: int, state_bytes: int) -> int:
     """Of one bucket: inputs, outputs, and the states of three layers and of the last, for a draft model."""
-    return bucket.num_rows * (64 + state_bytes) + bucket.num_sequences * (4 * table_width + 128)
+    return bucket.num_rows * (96 + state_bytes) + bucket.num_sequences * (4 * table_width + 16 * max_drafts + 128)

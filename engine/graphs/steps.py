@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import Mark, StepDevice
 from engine.graphs.fill import HostInputs
@@ -62,13 +63,11 @@ class Launched:
 class _HostSide:
     """What the host keeps of one step in flight: nobody writes there before the device is through with it."""
 
-    def __init__(self, bucket: Bucket, world: StepWorld, steps: StepDevice) -> None:
-        layout = StepInputs.layout(bucket, world.table_width)
+    def __init__(self, bucket: Bucket, world: StepWorld, steps: StepDevice, before: StepBefore) -> None:
+        layout = StepInputs.layout(bucket, world.table_width, world.max_drafts)
         out_layout = StepOutputs.layout(bucket, world.max_drafts)
         self.input_bytes, self.output_bytes = (steps.host_memory(num_bytes(part)) for part in (layout, out_layout))
-        self.inputs = HostInputs(
-            bucket, StepInputs(**parts_of(self.input_bytes, layout)), world.kv.block_size, world.scratch_slot
-        )
+        self.inputs = HostInputs(bucket, StepInputs(**parts_of(self.input_bytes, layout)), before, world.kv.block_size)
         self.outputs = StepOutputs(**parts_of(self.output_bytes, out_layout))
         self.end = steps.mark()
 
@@ -76,10 +75,10 @@ class _HostSide:
 class BucketSteps:
     """Steps of one shape. After `launch` the host does whatever else it has to, also launch another one."""
 
-    def __init__(self, bucket: Bucket, world: StepWorld, steps: StepDevice, last_tokens: torch.Tensor) -> None:
+    def __init__(self, bucket: Bucket, world: StepWorld, steps: StepDevice, before: StepBefore) -> None:
         self._world = world
         self._steps = steps
-        self._sides = [_HostSide(bucket, world, steps) for _ in range(_IN_FLIGHT)]
+        self._sides = [_HostSide(bucket, world, steps, before) for _ in range(_IN_FLIGHT)]
         first = self._sides[0]
         self._in, self._out = (
             torch.zeros_like(part, device=world.device) for part in (first.input_bytes, first.output_bytes)
@@ -90,25 +89,25 @@ class BucketSteps:
             drafting=world.drafting,
             scratch_slot=world.scratch_slot,
             bucket=bucket,
-            inputs=StepInputs(**parts_of(self._in, StepInputs.layout(bucket, world.table_width))),
+            inputs=StepInputs(**parts_of(self._in, StepInputs.layout(bucket, world.table_width, world.max_drafts))),
             outputs=StepOutputs(**parts_of(self._out, StepOutputs.layout(bucket, world.max_drafts))),
-            last_tokens=last_tokens,
+            before=before,
         )
         self._verified: Verified | None = None
         self._in.copy_(first.input_bytes)
         self._verify, self._extend, self._draft = self._record()
 
     def launch(
-        self, sequences: Sequence[SequencePlan], num_draft_passes: int, points: Points, sources: Mapping[int, int]
+        self, sequences: Sequence[SequencePlan], num_draft_passes: int, points: Points, places: Mapping[int, int]
     ) -> Launched:
         """Ask the device for a step behind all that it was asked for; the host does not wait for it.
 
-        `sources`: see `HostInputs.fill`.
+        `places`: see `HostInputs.fill`.
         """
         side = self._sides[0]
         self._sides.append(self._sides.pop(0))
         side.end.wait()
-        side.inputs.fill(sequences, points, sources)
+        side.inputs.fill(sequences, points, places)
         begin = self._steps.mark()
         self._in.copy_(side.input_bytes, non_blocking=True)
         self._verify()

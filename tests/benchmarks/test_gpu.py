@@ -48,7 +48,9 @@ def test_every_phase_ends_well_and_every_kernel_is_right(tmp_path: Path) -> None
     for part in ("a row among others", "a row of a chunk"):
         assert report["phases"]["batch_invariant"][part]["same_bits"] == "True"
     assert report["phases"]["decode"]["batch 2"]["experts_read"] >= 2
-    assert all(part["ahead"]["ms"] > 0 for name, part in report["phases"]["steps"].items() if name.endswith("1 rows"))
+    steps = [part for name, part in report["phases"]["steps"].items() if name.endswith("rows")]
+    assert {part["rows_of_each"] for part in steps} == {1, 4}
+    assert all(part["rounds"]["ms"] > 0 and part["ahead"]["ms"] > 0 for part in steps)
     assert report["phases"]["model"]["layers"] == report["phases"]["model"]["layers_of_the_model"]
     if not torch.cuda.is_available():
         assert "meaningless" in report["clock"] and "graph" not in report["phases"]["decode"]["batch 1"]

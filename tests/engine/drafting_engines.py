@@ -44,6 +44,39 @@ def eagle3_head(shape: str) -> Eagle3Head:
     return load_eagle3(eagle3_folder(shape), model.config, model.embedding, torch.float32, CPU)
 
 
+class Knowing:
+    """A draft model that computes as the one inside it and says what plain decoding of some request yields, mostly.
+
+    `is_wrong` tells where not, from a position and the token behind it. The token that a row proposes travels in the
+    first value of its state.
+    """
+
+    target_ids = None
+
+    def __init__(self, inner: DraftModel, shape: str, is_wrong: Callable[[int, int], bool]) -> None:
+        self._inner = inner
+        self.capture_layers, self.is_collective = inner.capture_layers, inner.is_collective
+        self.num_kv_heads, self.head_dim = inner.num_kv_heads, inner.head_dim
+        self._next = torch.zeros(160, tiny(shape).config.vocab_size, dtype=torch.int64)
+        for request in mixed_requests():
+            for index in range(request.num_sequences):
+                whole = [*request.prompt, *alone(shape)[request.request_id, index][0]]
+                for at in range(len(whole) - 2):
+                    right = whole[at + 2]
+                    self._next[at, whole[at + 1]] = right ^ 1 if is_wrong(at, whole[at + 1]) else right
+
+    def first_states(self, output: ModelOutput) -> torch.Tensor:
+        return self._inner.first_states(output)
+
+    def forward(self, states: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+        states = self._inner.forward(states, batch, kv)
+        states[:, 0] = self._next[batch.positions, batch.token_ids].to(states.dtype)
+        return states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(states), self._next.shape[1]).scatter_(1, states[:, :1].long(), 1.0)
+
+
 class Foreseeing(ChainDrafter):
     """Drafts what plain decoding yields, changed by `spoil`; follows the rows with a real head all the same."""
 

@@ -95,9 +95,10 @@ def graph_engine(
     draft_model: DraftModel | None = None,
     *,
     acceptance: Acceptance = Acceptance.MATCH,
+    is_alone: bool = True,
     behind: Callable[[StepPlan], None] = lambda plan: None,
 ) -> GraphWorld:
-    runner, kv, draft_kv = graph_runner(config, tiny(shape), draft_model, acceptance=acceptance)
+    runner, kv, draft_kv = graph_runner(config, tiny(shape), draft_model, acceptance=acceptance, is_alone=is_alone)
     overseen = Overseen(runner, behind)
     engine = Engine(Scheduler(config, lambda: 0.0), overseen)
     return GraphWorld(engine=engine, runner=overseen, kv=kv, draft_kv=draft_kv)

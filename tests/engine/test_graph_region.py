@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.fp8_checkpoint import BLOCK, CHANNEL
 from benchmarks.shapes import shape_dict
 from engine.drafters.draft_model import DraftModel
+from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from engine.graphs.region import Drafting, StepRegion
@@ -163,9 +164,9 @@ def on_device(
         drafting=drafting,
         scratch_slot=(num_blocks - 1) * block_size,
         bucket=bucket,
-        inputs=StepInputs(**buffers(StepInputs.layout(bucket, num_blocks))),
+        inputs=StepInputs(**buffers(StepInputs.layout(bucket, num_blocks, max_drafts))),
         outputs=StepOutputs(**buffers(StepOutputs.layout(bucket, max_drafts))),
-        last_tokens=torch.zeros(64, dtype=torch.int64, device=CUDA),
+        before=StepBefore.of(Bucket(num_sequences=5, rows_each=rows_each), max_drafts, CUDA),
     )
 
 

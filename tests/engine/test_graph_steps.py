@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from engine.graphs.ahead import Ahead
+from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import HostMark
 from engine.graphs.fill import HostInputs
@@ -20,7 +22,7 @@ from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan
 from scheduler.request import DraftMethod, Request, SamplingParams
 from tests.engine.drafting_engines import draft_model, values_of
 from tests.engine.graph_engines import drafting, graph_engine, graph_runner
-from tests.engine.mixed_requests import ROOMY, tiny
+from tests.engine.mixed_requests import CPU, ROOMY, tiny
 
 SHAPE, BLOCK = "C", 4
 TABLES = ([0, 1, 2, 3], [7, 5, 9, 4], [12, 10, 11, 13])
@@ -152,7 +154,7 @@ def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_
     right = dataclasses.replace(foreseen, token_ids=(9,))
 
     def is_covered(planned: SequencePlan) -> bool:
-        return ahead.covers_some(StepPlan(step_id=1, sequences=(planned,), num_rows=1))
+        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=1))
 
     assert is_covered(right)
     for changes in (
@@ -168,23 +170,71 @@ def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_
     assert not is_covered(right)
 
 
+def test_rows_with_drafts_come_as_foreseen_behind_the_accepted_ones_alone() -> None:
+    table = [3, 4, 5]
+    before = dataclasses.replace(
+        World(DraftMethod.EAGLE3).sequences([(3, (8, 1, 2))]).sequences[0], block_table=table, num_proposals=2
+    )
+    foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,) * 3, start=4, output_index=4)
+    result = SequenceResult(token_ids=(1, 9), draft_ids=(6, 7))
+    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([result])
+    right = dataclasses.replace(foreseen, token_ids=(9, 6, 7), start=5, output_index=5)
+
+    def is_covered(planned: SequencePlan) -> bool:
+        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=3))
+
+    assert is_covered(right)
+    changes: dict[str, Any]
+    for changes in (
+        {"start": 4, "output_index": 4},
+        {"token_ids": (9, 6)},
+        {"token_ids": (9, 6, 8)},
+        {"num_proposals": 1},
+        {"draft_method": DraftMethod.NONE},
+    ):
+        assert not is_covered(dataclasses.replace(right, **changes)), changes
+    table[2] = 6  # where its last draft and those that it proposes would lie
+    assert not is_covered(right)
+
+
 def test_of_a_block_table_only_what_cannot_change_is_kept() -> None:
     """A block ahead may be taken back and another one given; a sequence that was preempted has other blocks."""
     bucket = Bucket(num_sequences=1, rows_each=1)
-    layout = StepInputs.layout(bucket, 6)
+    layout = StepInputs.layout(bucket, 6, max_drafts=0)
     inputs = StepInputs(**parts_of(torch.zeros(num_bytes(layout), dtype=torch.uint8), layout))
-    host = HostInputs(bucket, inputs, BLOCK, 99)
+    before = StepBefore.of(bucket, 0, CPU)
+    host = HostInputs(bucket, inputs, before, BLOCK)
+
+    def slots() -> list[int]:
+        is_live = torch.arange(bucket.num_rows) < inputs.num_live
+        found: list[int] = rows_behind(before, inputs, is_live, BLOCK, 99).slots.tolist()
+        return found
+
     table = [3, 4, 5]
     planned = dataclasses.replace(World(DraftMethod.NONE).sequences([(4, (8,))]).sequences[0], block_table=table)
     host.fill([planned], Points())
-    assert inputs.block_tables[0, :3].tolist() == [3, 4, 5] and inputs.slots.tolist() == [16]
+    assert inputs.block_tables[0, :3].tolist() == [3, 4, 5] and slots() == [16]
     table[2:] = [8, 9]
     host.fill([dataclasses.replace(planned, start=8)], Points())
-    assert inputs.block_tables[0, :4].tolist() == [3, 4, 8, 9] and inputs.slots.tolist() == [32]
+    assert inputs.block_tables[0, :4].tolist() == [3, 4, 8, 9] and slots() == [32]
     host.fill([dataclasses.replace(planned, block_table=[6, 7, 8])], Points())
-    assert inputs.block_tables[0, :3].tolist() == [6, 7, 8] and inputs.slots.tolist() == [28]
+    assert inputs.block_tables[0, :3].tolist() == [6, 7, 8] and slots() == [28]
     host.clear()
-    assert inputs.slots.tolist() == [99] and inputs.num_live.tolist() == [0] and inputs.row_starts.tolist() == [0, 0]
+    assert slots() == [99] and inputs.num_live.tolist() == [0] and inputs.row_starts.tolist() == [0, 0]
+
+
+def test_the_numbers_of_the_next_step_are_there_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it begins: making them takes time for which a device would wait."""
+    for max_drafts in (0, 1, 3, 5):
+        planned = World(DraftMethod.NONE).sequences([(3, (8,)), (7, (1,) * (1 + max_drafts))]).sequences[1]
+        points = Points(max_drafts)
+        for output_index in range(7, 60, 1 + max_drafts):
+            points.prepare([dataclasses.replace(planned, output_index=output_index)])
+            coming = dataclasses.replace(planned, output_index=output_index + 1 + max_drafts)
+            expected = Points(max_drafts).of([coming]).tolist()
+            with monkeypatch.context() as patched:
+                patched.delattr("engine.graphs.points.uniforms")
+                assert points.of([coming]).tolist() == expected
 
 
 def test_what_is_cancelled_between_plan_and_step_takes_no_blocks() -> None:

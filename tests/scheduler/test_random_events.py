@@ -60,9 +60,14 @@ class RandomEvents(RuleBasedStateMachine):
 
     submitted: Bundle[str] = Bundle("submitted")
 
-    @initialize(config=configs(), skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]), row_s=st.sampled_from([0.0, 1e-4, 1e-3]))
-    def start(self, config: SchedulerConfig, skill: float, row_s: float) -> None:
-        self.world = World(config, skill, row_s)
+    @initialize(
+        config=configs(),
+        skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+        row_s=st.sampled_from([0.0, 1e-4, 1e-3]),
+        foresees=st.booleans(),
+    )
+    def start(self, config: SchedulerConfig, skill: float, row_s: float, foresees: bool) -> None:
+        self.world = World(config, skill, row_s, foresees=foresees)
         self.aborted: set[str] = set()
 
     @rule(

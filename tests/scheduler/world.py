@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.engine import Engine
+from engine.runner import Foresight, Runner
 from engine.simulated_runner import SimulatedRunner, simulated_output
-from scheduler.plan import StepPlan, StepTimes
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
@@ -68,8 +69,45 @@ def asking(asked: Request, **sampling: Any) -> Request:
     return replace(asked, sampling=replace(asked.sampling, **sampling))
 
 
+class Foreseeing:
+    """A runner that asks for the next step's rows in every step, and tells which of them were planned as foreseen."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.num_foreseen = 0  # sequences that were foreseen and planned
+        self.num_right = 0
+        self._runner = runner
+        self._foreseen: dict[int, tuple[SequencePlan, SequenceResult]] = {}  # with what came of the step before
+
+    def shape(self, plan: StepPlan) -> StepShape | None:
+        return self._runner.shape(plan)
+
+    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+        self._compare(plan)
+        result = self._runner.run(plan)
+        outcomes = {one.sequence_id: outcome for one, outcome in zip(plan.sequences, result.sequences, strict=True)}
+        self._foreseen = {one.sequence_id: (one, outcomes[one.sequence_id]) for one in foresee()}
+        return result
+
+    def _compare(self, plan: StepPlan) -> None:
+        for planned in plan.sequences:
+            if planned.sequence_id not in self._foreseen:
+                continue
+            foreseen, outcome = self._foreseen[planned.sequence_id]
+            num_accepted = len(outcome.token_ids) - 1
+            as_foreseen = replace(
+                foreseen,
+                start=foreseen.start + num_accepted,
+                output_index=foreseen.output_index + num_accepted,
+                token_ids=(outcome.token_ids[-1], *outcome.draft_ids),
+            )
+            self.num_foreseen += 1
+            self.num_right += planned == as_foreseen
+
+
 class World:
-    def __init__(self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7, row_s: float = 0.0) -> None:
+    def __init__(
+        self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7, row_s: float = 0.0, *, foresees: bool = False
+    ) -> None:
         """Steps say that they took 1 ms, and `row_s` for each row that is not the first of its sequence."""
         self.config = config
         self.clock = FakeClock()
@@ -83,7 +121,8 @@ class World:
             on_step=self.plans.append,
             times=lambda plan: StepTimes(forward_s=1e-3 + row_s * (plan.num_rows - len(plan.sequences))),
         )
-        self.engine = Engine(self.scheduler, runner)
+        self.foreseeing = Foreseeing(runner)
+        self.engine = Engine(self.scheduler, self.foreseeing if foresees else runner)
         self.requests: dict[str, Request] = {}
         self.told: dict[tuple[str, int], Told] = {}
 
