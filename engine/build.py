@@ -124,15 +124,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     runner: Runner = ModelRunner(model, kv, device, drafter, config.speculation)
     if has_graphs:
         runner = graph_runner(config, model, kv, drafter, device)
-    scheduling = _scheduling(config, model_config, num_blocks)
-    measured = warm_up(
-        runner,
-        config,
-        vocab_size=model_config.vocab_size,
-        num_blocks=num_blocks,
-        context_limit=scheduling.context_limit,
-    )
-    scheduling = replace(scheduling, measured=measured)
+    scheduling = _warmed(_scheduling(config, model_config, num_blocks), runner, config, model_config.vocab_size)
     facts = RankFacts(
         rank=config.rank,
         device=str(device),
@@ -197,6 +189,13 @@ def _world() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None, "the group was not joined"
     return group
+
+
+def _warmed(scheduling: SchedulerConfig, runner: Runner, config: EngineConfig, vocab_size: int) -> SchedulerConfig:
+    """With what the steps of a warm-up cost."""
+    num_blocks, context_limit = scheduling.num_blocks, scheduling.context_limit
+    measured = warm_up(runner, config, vocab_size=vocab_size, num_blocks=num_blocks, context_limit=context_limit)
+    return replace(scheduling, measured=measured)
 
 
 def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> SchedulerConfig:

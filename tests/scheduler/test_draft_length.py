@@ -11,7 +11,7 @@ import pytest
 from scheduler.draft_choice import best_choice
 from scheduler.draft_costs import DraftCosts, DraftedStep
 from scheduler.draft_length import DraftLength
-from scheduler.draft_odds import DraftOdds, SharedOdds, reach
+from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 
 MAX_DRAFTS = 5
 
@@ -205,6 +205,53 @@ def test_a_machine_that_slows_down_slows_all_steps() -> None:
     assert costs.model_s(8) / costs.model_s(32) == pytest.approx(1.8 / 4.2, rel=0.15)
     assert costs.extend_s(8) / costs.model_s(8) == pytest.approx(0.8 / 1.8, rel=0.15)
     assert costs.draft_s([8]) / costs.model_s(32) == pytest.approx(0.8 / 4.2, rel=0.15)
+
+
+def test_noise_does_not_make_what_is_not_measured_look_cheaper() -> None:
+    """Only verifications are seen for long; what a plain step would take beside them stays known."""
+    draw = random.Random(7)
+    costs = DraftCosts([step(16, 1.8), step(64, 3.2), step(128, 4.3)])
+    for _ in range(5000):
+        num_rows = draw.choice([64, 128])
+        costs.observe(step(num_rows, {64: 3.2, 128: 4.3}[num_rows] * draw.lognormvariate(0.0, 0.3)))
+    assert costs.model_s(64) / costs.model_s(16) == pytest.approx(3.2 / 1.8, rel=0.1)
+
+
+def test_the_scheduler_is_part_of_what_a_step_costs() -> None:
+    costs = DraftCosts([step(rows, 1.0, rows, [2] * rows, 0.5) for rows in (8, 16)])
+    assert costs.plain_s(8) == pytest.approx(1.0)
+    for _ in range(200):
+        costs.observe(replace(step(8, 1.0), host_s=0.1))
+        costs.observe(replace(step(16, 1.0, 16, [1] * 8, 0.5), host_s=0.6))
+    assert costs.plain_s(8) == pytest.approx(1.1)
+    assert costs.drafted_s(16, 16.0, [], 12.0, follows_prompts=True) == pytest.approx(1.5 * 1.4)
+
+
+def test_at_first_all_draft_alike_unless_that_could_never_pay() -> None:
+    """What is expected before anything is known must neither keep drafts from being tried nor choose among them."""
+    for per_row, follow_s, length in ((0.05, 0.01, 3), (1.0, 0.3, 0)):
+        measured = [
+            step(rows, 1.0 + per_row * rows, rows, [2] * rows, follow_s * rows) for rows in (1, 2, 4, 8, 16, 32, 64)
+        ]
+        control = DraftLength(MAX_DRAFTS, is_adaptive=True, measured=measured)
+        odds = [control.new_odds() for _ in range(8)]
+        control.begin_step(8, odds)
+        assert {control.length_for(mine, MAX_DRAFTS) for mine in odds} == {length}
+        assert control.is_sampling == (length > 0)
+
+
+def test_promises_are_held_against_what_came_of_them() -> None:
+    truth = Truth()
+    assert truth.factor == 1.0
+    for _ in range(1000):
+        truth.observe(2.0, 1)
+    assert truth.factor == pytest.approx(0.5, abs=0.01)
+    truth.doubt()
+    assert truth.factor == 1.0
+    chances = [reach([0.9, 0.9])] * 4
+    costs = DraftCosts([step(rows, 1.0 + 0.05 * rows, rows, [2] * rows, 0.01) for rows in (1, 4, 16, 64)])
+    gains = [best_choice(chances, 4, costs, factor).gain for factor in (1.0, 0.5)]
+    assert gains[0] > 1.8 and gains[1] < 1.4
 
 
 def test_prompts_that_the_draft_model_must_follow_are_part_of_the_price() -> None:
