@@ -32,17 +32,18 @@ def warm_up(
     """
     method = config.speculation.loaded
     start = _WarmUp(runner=runner, config=config, num_blocks=num_blocks)
-    start.run(
-        (start.sequence(0, token_ids=(0,) * min(config.block_size, 8), start=0, num_proposals=int(method.has_kv)),)
-    )
-    start.run((start.sequence(0, token_ids=(0,), start=0, num_proposals=int(method.has_kv)),))
+    num_proposals = int(method.has_kv)
+    chunk = start.sequence(0, token_ids=(0,) * min(config.block_size, 8), start=0, num_proposals=num_proposals)
+    start.run((replace(chunk, num_logit_rows=1),))
+    start.run((start.sequence(0, token_ids=(0,), start=0, num_proposals=num_proposals),))
     if not method.has_kv or not config.speculation.adaptive or not config.speculation.max_drafts:
         return ()
-    num_tokens = min(_TEXT_TOKENS, context_limit - _ROWS_EACH - _NUM_PROPOSALS)
-    if num_tokens <= _FIRST_ROW + _ROWS_EACH:
+    most_each = 1 + config.speculation.max_drafts
+    num_tokens = min(_TEXT_TOKENS, context_limit - most_each - _NUM_PROPOSALS)
+    if num_tokens <= _FIRST_ROW + most_each:
         return ()  # there is no room for drafts that are worth a choice
     texts = start.write_texts(num_tokens, vocab_size)
-    most = min(config.max_sequences * (1 + config.speculation.max_drafts), config.max_rows_per_step, _MOST_ROWS)
+    most = min(config.max_sequences * most_each, config.max_rows_per_step, _MOST_ROWS)
     return tuple(start.measured(texts, 2**power) for power in range(most.bit_length()))
 
 
@@ -68,16 +69,18 @@ class _WarmUp:
         return texts
 
     def measured(self, texts: list[list[int]], num_rows: int) -> DraftedStep:
-        """The cost of a step of so many rows, of sequences each of which gets two drafts where they are few enough."""
-        rows_each = _ROWS_EACH if num_rows > 2 * _ROWS_EACH else 1
-        num_sequences = num_rows // rows_each
-        num_drafts = min(_NUM_PROPOSALS, self.config.speculation.max_drafts)
+        """The cost of a step of so many rows, of no more sequences than there may be; each gets two drafts."""
+        max_drafts, max_sequences = self.config.speculation.max_drafts, self.config.max_sequences
+        num_drafts = min(_NUM_PROPOSALS, max_drafts)
+        usual = 1 if num_rows <= 2 * _ROWS_EACH else min(_ROWS_EACH, 1 + max_drafts)
+        rows_each = max(usual, -(-num_rows // max_sequences))
+        num_sequences = -(-num_rows // rows_each)
         places = len(texts[0]) - rows_each - _FIRST_ROW
         sequences = []
         for number in range(num_sequences):
             text = number % len(texts)
             start = _FIRST_ROW + number // len(texts) * rows_each % places
-            token_ids = tuple(texts[text][start : start + rows_each])
+            token_ids = tuple(texts[text][start : start + min(rows_each, num_rows - number * rows_each)])
             rows = self.sequence(text, token_ids=token_ids, start=start, num_proposals=num_drafts)
             sequences.append(replace(rows, sampling=_LIKELIEST))
         times = [self.run(tuple(sequences)).times for _ in range(_NUM_TIMES)]

@@ -55,6 +55,22 @@ def following(planned: SequencePlan) -> bool:
     return all((one + 1) % VOCAB == other for one, other in itertools.pairwise(ids))
 
 
+@pytest.mark.parametrize("max_drafts", [1, 2, 5, 12])
+@pytest.mark.parametrize("max_sequences", [1, 3, 16])
+def test_steps_are_such_as_the_engine_has(max_sequences: int, max_drafts: int) -> None:
+    """No more sequences, no more rows of one; and the first is a prompt's chunk, not a verification."""
+    speculation = dataclasses.replace(CONFIG.speculation, max_drafts=max_drafts)
+    config = dataclasses.replace(CONFIG, max_sequences=max_sequences, speculation=speculation)
+    runner = Remembering(200, config.block_size)
+    measured = warm_up(runner, config, vocab_size=VOCAB, num_blocks=200, context_limit=60)
+    assert max(step.num_rows for step in measured) * 2 > min(max_sequences * (1 + max_drafts), 64)
+    assert runner.plans[0].sequences[0].num_logit_rows == 1
+    for plan in runner.plans[-3 * len(measured) :]:
+        assert len(plan.sequences) <= max_sequences
+        assert max(len(planned.token_ids) for planned in plan.sequences) <= 1 + max_drafts
+        assert all(planned.start + len(planned.token_ids) + 1 < 60 for planned in plan.sequences)
+
+
 @pytest.mark.parametrize("num_blocks", [200, 3])
 def test_costs_are_those_of_rows_of_what_the_model_says(num_blocks: int) -> None:
     runner = Remembering(num_blocks, CONFIG.block_size)
