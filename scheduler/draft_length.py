@@ -31,7 +31,6 @@ _PROBE_EVERY = 48  # steps, of which one tries other lengths
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
-_HOPELESS = 0.85  # times plain decoding: where drafts promise less, it stops following at once
 _TRY_EVERY = 1024  # steps while it rests, after which the next sequence to start is followed, at most
 _TRY_FIRST = 64  # after a failure, twice as many after each further one, where another batch lets drafts pay
 _TRY_ANYWAY = 4  # times as many where none does
@@ -214,12 +213,12 @@ class DraftLength:
         is_new = self._is_other_batch(num_decodes) or self._trial_left > 0
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
-        chances = [reach(odds.given(self._shared)) for odds in drafting]
-        truth = self._truth.factor
-        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
         if self._is_learning:
             self._begin_lesson(len(drafting) + num_others, num_decodes)
             return
+        chances = [reach(odds.given(self._shared)) for odds in drafting]
+        truth = self._truth.factor
+        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
         self._promise = best.gain if is_new else self._promise + _NEWS * (best.gain - self._promise)
         pays = self._is_worth_following = self._promise > (_STAY if self._is_worth_following else _GAIN)
         if not pays:  # the others stay as they are
@@ -227,7 +226,7 @@ class DraftLength:
             pays = best.gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
         self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain expected at {num_decodes} sequences"
-        if not pays and (best.gain < _HOPELESS or not self._is_worth_following):
+        if not pays:
             self._num_idle = _PATIENCE - 1
 
     @property
