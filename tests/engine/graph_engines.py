@@ -24,9 +24,9 @@ from kernels.paged_attention import KVLayer
 from model.bailing import BailingModel
 from model.kv_cache import KVCache
 from scheduler.plan import StepPlan, StepResult, StepShape
-from scheduler.request import DraftMethod, Request
+from scheduler.request import DraftMethod, Request, TokenDelta
 from scheduler.scheduler import Scheduler, SchedulerConfig
-from tests.engine.mixed_requests import CPU, mixed_requests, tiny
+from tests.engine.mixed_requests import CPU, mixed_requests, outcome_of, tiny
 
 BUCKETS = Buckets(sequences=(1, 3, 6, 12), rows=(1, 2, 4, 6))
 
@@ -122,3 +122,36 @@ def drafting(config: SchedulerConfig, method: DraftMethod, max_drafts: int) -> S
         max_drafts=max_drafts,
         adaptive_drafts=False,
     )
+
+
+def demand_no_event_changes_a_token(
+    engine: Engine, events: list[tuple[str, int]], expected: dict[tuple[str, int], tuple[int, ...]]
+) -> None:
+    """Add, abort (within a step, too) and step as told, then to the end; the others come out as expected."""
+    requests = plain_requests()
+    live: set[str] = set()
+    aborted: set[str] = set()
+    deltas: list[TokenDelta] = []
+    for event, number in events:
+        request = requests[number]
+        if event == "add" and request.request_id not in live:
+            live.add(request.request_id)
+            engine.add(request)
+        elif event == "abort" and request.request_id in live:
+            aborted.add(request.request_id)
+            engine.abort(request.request_id)
+        elif event == "abort in a step" and request.request_id in live:
+            aborted.add(request.request_id)
+            plan = engine.plan()
+            engine.abort(request.request_id)
+            deltas += engine.execute(plan)
+        else:
+            deltas += engine.step()
+        engine.check_integrity()
+    while engine.has_work:
+        deltas += engine.step()
+        engine.check_integrity()
+    told = {key: tokens for key, (tokens, _) in outcome_of(deltas).items()}
+    for key, tokens in expected.items():
+        if key[0] in live and key[0] not in aborted:
+            assert told[key] == tokens, f"{key} came out otherwise"

@@ -18,7 +18,13 @@ from kernels.paged_attention import KVLayer
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenDelta
 from tests.engine.drafting_engines import Knowing, draft_model, values_of
-from tests.engine.graph_engines import GraphWorld, drafting, graph_engine, plain_requests
+from tests.engine.graph_engines import (
+    GraphWorld,
+    demand_no_event_changes_a_token,
+    drafting,
+    graph_engine,
+    plain_requests,
+)
 from tests.engine.mixed_requests import ROOMY, alone, outcome_of, run_all
 
 SHAPE = "C"
@@ -135,33 +141,7 @@ def test_no_events_change_a_token(
         prefix_cache=is_caching,
         adaptive_drafts=is_adaptive,
     )
-    requests, engine = plain_requests(), world.engine
-    live: set[str] = set()
-    aborted: set[str] = set()
-    deltas: list[TokenDelta] = []
-    for event, number in events:
-        request = requests[number]
-        if event == "add" and request.request_id not in live:
-            live.add(request.request_id)
-            engine.add(request)
-        elif event == "abort" and request.request_id in live:
-            aborted.add(request.request_id)
-            engine.abort(request.request_id)
-        elif event == "abort in a step" and request.request_id in live:
-            aborted.add(request.request_id)
-            plan = engine.plan()
-            engine.abort(request.request_id)
-            deltas += engine.execute(plan)
-        else:
-            deltas += engine.step()
-        engine.check_integrity()
-    while engine.has_work:
-        deltas += engine.step()
-        engine.check_integrity()
-    told = {key: tokens for key, (tokens, _) in outcome_of(deltas).items()}
-    for key, tokens in expected().items():
-        if key[0] in live and key[0] not in aborted:
-            assert told[key] == tokens, f"{key} came out otherwise"
+    demand_no_event_changes_a_token(world.engine, events, expected())
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 11))

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from engine.config import Acceptance
 from scheduler.plan import StepPlan
-from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenDelta
+from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams
 from scheduler.scheduler import SchedulerConfig
 from tests.engine.drafting_engines import draft_model
-from tests.engine.graph_engines import GraphWorld, drafting, graph_engine, plain_requests
+from tests.engine.graph_engines import (
+    GraphWorld,
+    demand_no_event_changes_a_token,
+    drafting,
+    graph_engine,
+    plain_requests,
+)
 from tests.engine.mixed_requests import ROOMY, alone, outcome_of, run_all
 
 SHAPE = "C"  # has an MTP layer
@@ -92,26 +98,7 @@ def test_no_events_change_a_token(
     """Requests that come while a step is ahead, end in it, are taken back from or lose their blocks."""
     changes = {"num_blocks": num_blocks, "block_size": 4, "max_rows_per_step": max_rows, "max_sequences": 5}
     world = world_of(method, **changes, prefix_cache=is_caching)
-    requests, engine = plain_requests(), world.engine
-    live: set[str] = set()
-    aborted: set[str] = set()
-    deltas: list[TokenDelta] = []
-    for event, number in events:
-        request = requests[number]
-        if event == "add" and request.request_id not in live:
-            live.add(request.request_id)
-            engine.add(request)
-        elif event == "abort" and request.request_id in live:
-            aborted.add(request.request_id)
-            engine.abort(request.request_id)
-        else:
-            deltas += engine.step()
-    while engine.has_work:
-        deltas += engine.step()
-    told = {key: tokens for key, (tokens, _) in outcome_of(deltas).items()}
-    for key, tokens in expected().items():
-        if key[0] in live and key[0] not in aborted:
-            assert told[key] == tokens, f"{key} came out otherwise"
+    demand_no_event_changes_a_token(world.engine, events, expected())
 
 
 def test_the_device_goes_on_while_the_host_takes_in_the_step_before() -> None:
