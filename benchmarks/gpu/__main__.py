@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import triton
 
+from benchmarks.gpu.answers import check_answers
 from benchmarks.gpu.bandwidth import measure_bandwidth
 from benchmarks.gpu.checks import check_kernels
 from benchmarks.gpu.collective import exercise_collectives
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing new is begun")
     parser.add_argument("--seed", type=int, help="of all random inputs; default: the time, and written down")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, on whatever device there is")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PHASE", help="these phases alone")
     options = parser.parse_args()
     is_cuda = torch.cuda.is_available()
     if not is_cuda and not options.tiny:
@@ -57,31 +59,32 @@ def main() -> int:
         seed=time.time_ns() % 2**31 if options.seed is None else options.seed,
         deadline_s=time.monotonic() + 60 * options.minutes,
     )
-    is_ok = _run(session)
+    is_ok = _run(session, options.only)
     print(*lines(session.report), sep="\n")
     return 0 if is_ok else 1
 
 
-def _run(session: Session) -> bool:
+def _run(session: Session, only: list[str]) -> bool:
     """All phases: first what tells whether the rest means anything, last what may be cut short."""
     session.describe()
     model = FullModel(session, tiny_plan() if session.tiny else full_plan())
-    ended = [
-        session.phase("bandwidth", lambda: measure_bandwidth(session)),
-        session.phase("checks", lambda: check_kernels(session)),
-        session.phase("collectives", lambda: exercise_collectives(session)),
-        session.phase("model", model.build),
-        session.phase("decode", model.decode),
-        session.phase("verify", model.verify),
-        session.phase("steps", model.steps),
-        session.phase("prefill", model.prefill),
-        session.phase("long_context", lambda: measure_long_context(session, model)),
-        session.phase("batch_invariant", lambda: measure_invariance(session, model)),
-        session.phase("breakdown", model.breakdown),
-    ]
-    model.release()
-    ended.append(session.phase("kernels", lambda: time_kernels(session)))
-    return all(ended)
+    phases = {
+        "bandwidth": lambda: measure_bandwidth(session),
+        "checks": lambda: check_kernels(session),
+        "answers": lambda: check_answers(session),
+        "collectives": lambda: exercise_collectives(session),
+        "model": model.build,
+        "decode": model.decode,
+        "breakdown": model.breakdown,
+        "verify": model.verify,
+        "steps": model.steps,
+        "prefill": model.prefill,
+        "long_context": lambda: measure_long_context(session, model),
+        "batch_invariant": lambda: measure_invariance(session, model),
+        "release": model.release,
+        "kernels": lambda: time_kernels(session),
+    }
+    return all([session.phase(name, run) for name, run in phases.items() if name in only or not only])
 
 
 if __name__ == "__main__":

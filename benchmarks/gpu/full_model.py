@@ -84,11 +84,12 @@ class FullModel:
             raise RuntimeError("the model was not built")
         return self._loaded
 
-    def release(self) -> None:
+    def release(self) -> Figures:
         """Give the memory back."""
         self._loaded = None
         if self._session.is_cuda:
             torch.cuda.empty_cache()
+        return {}
 
     def decode(self) -> Figures:
         """One row of each sequence."""

@@ -86,6 +86,8 @@ class Session:
                 found[name] = run()
             except Exception as error:  # as above
                 found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+                if not isinstance(error, NoTime):
+                    found[name]["traceback"] = traceback.format_exc().splitlines()[-12:]
             found["ok"] = found["ok"] and found[name].get("ok", True)
         return found
 
