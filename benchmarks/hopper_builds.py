@@ -40,6 +40,7 @@ class Compiled:
     stack_bytes: int  # of a thread; spilled registers lie there
     shared_bytes: int  # of a block
     wgmma: list[str]  # kinds of tensor-core product in its code: shape and types
+    waits_first: bool  # whether it touches no memory before the kernels launched earlier have ended
 
     def faults(self, build: Build) -> list[str]:
         """How it breaks what the build claims."""
@@ -52,6 +53,8 @@ class Compiled:
             found.append(f"{self.registers} registers in {self.num_warps} warps do not fit")
         if build.is_matrix and not self.wgmma:
             found.append("a matrix kernel without wgmma")
+        if not self.waits_first:
+            found.append("touches memory before griddepcontrol.wait")
         return found
 
 
@@ -74,6 +77,10 @@ def compile_build(build: Build) -> Compiled:
         stack_bytes=stack_bytes,
         shared_bytes=compiled.metadata.shared,
         wgmma=sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(\S+)", compiled.asm["ptx"]))),
+        waits_first=re.findall(r"griddepcontrol\.wait|(?:ld|st|cp|atom|red)\.\S*(?:global|async)", compiled.asm["ptx"])[
+            :1
+        ]
+        == ["griddepcontrol.wait"],
     )
 
 

@@ -4,5 +4,9 @@ from __future__ import annotations
 
 
 def launch_options(num_warps: int, num_stages: int = 1) -> dict[str, int | bool]:
-    """Options of a launch. Products are fused into sums (one rounding): stated, since Triton 3.10 turns its default."""
-    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    """Options of a launch.
+
+    Products are fused into sums (one rounding): stated, since Triton 3.10 turns its default. For `launch_pdl` see
+    kernels/overlap.py.
+    """
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, "launch_pdl": True}

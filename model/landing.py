@@ -70,7 +70,7 @@ class StagedLanding:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._free: queue.SimpleQueue[_Buffer] = queue.SimpleQueue()
         for _ in range(num_buffers):
-            memory = torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+            memory = torch.empty(buffer_bytes, dtype=torch.uint8, device="cpu", pin_memory=self._stream is not None)
             self._free.put(_Buffer(memory))
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -11,6 +11,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu.session import Figures, Session
 from engine.build import build_engine
 from engine.config import EngineConfig, GraphConfig, GraphUse, KernelChoice, Precision, SpeculationConfig
@@ -37,7 +39,8 @@ def check_answers(session: Session) -> Figures:
     eager = dataclasses.replace(exact, graphs=GraphConfig(use=GraphUse.OFF))
     requests = _requests(session)
     reference = dataclasses.replace(eager, device="cpu", kernels=KernelChoice.TORCH)
-    wanted = _answers(build_engine(reference), requests)
+    with torch.device("cpu"):
+        wanted = _answers(build_engine(reference), requests)
     fixed = {f"fp32, {method.value}": _drafting(exact, method, adaptive=False) for method in DraftMethod}
     variants = {"fp32, no graphs": eager, **fixed}
     if session.tiny:
@@ -49,7 +52,8 @@ def check_answers(session: Session) -> Figures:
             "bf16, eagle3, adaptive": _drafting(base, DraftMethod.EAGLE3, adaptive=True),
         }
     try:
-        return session.each({name: partial(_variant, config, requests, wanted) for name, config in variants.items()})
+        with torch.device("cpu"):  # as in a rank, where nothing changes the default
+            return session.each({n: partial(_variant, config, requests, wanted) for n, config in variants.items()})
     finally:
         native.use("triton")
 

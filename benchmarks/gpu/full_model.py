@@ -105,13 +105,14 @@ class FullModel:
         # The interpreter is slow: it runs one size, in a bucket that is too large for it.
         sizes, room = (plan.batches, plan.batches) if self._session.is_cuda else (plan.batches[:1], plan.batches[-1:])
         buckets = Buckets(sequences=room, rows=(1, 1 + NUM_DRAFTS))
-        whole = WholeSteps(self._session, loaded.model, loaded.kv, buckets, self._most_blocks)
-        runs = {
-            f"batch {size}, {rows} rows": partial(whole.measure, size, plan.context, rows, plan.repeats)
-            for size in sizes
-            for rows in buckets.rows
-        }
-        return {"recording_s": whole.recording_s} | self._session.each(runs, needed_s=5.0)
+        with torch.device("cpu"):  # as in a rank, where nothing changes the default
+            whole = WholeSteps(self._session, loaded.model, loaded.kv, buckets, self._most_blocks)
+            runs = {
+                f"batch {size}, {rows} rows": partial(whole.measure, size, plan.context, rows, plan.repeats)
+                for size in sizes
+                for rows in buckets.rows
+            }
+            return {"recording_s": whole.recording_s} | self._session.each(runs, needed_s=5.0)
 
     @property
     def _most_blocks(self) -> int:

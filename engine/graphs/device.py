@@ -113,7 +113,7 @@ class CudaSteps:
 
     def host_memory(self, num_bytes: int) -> torch.Tensor:
         """See `StepDevice`."""
-        return torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=True)
+        return torch.zeros(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def mark(self) -> Mark:
         """See `StepDevice`."""

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kernels import native
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
     from kernels.gate import GateShape
@@ -40,6 +41,7 @@ def partial_logits_kernel(
     BLOCK_WIDTH: tl.constexpr,
 ) -> None:
     """Hidden [T, H] any float, weight [E, H] fp32 -> partial [SPLITS, T, E] fp32, each over SPLIT_WIDTH channels."""
+    await_previous()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     expert = tl.program_id(1) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)
     split = tl.program_id(2)
@@ -91,6 +93,7 @@ def choose_kernel(
     K_POW2: tl.constexpr,
 ) -> None:
     """One row: partial [SPLITS, T, E] -> ids [T, K] int32, weights [T, K] fp32."""
+    await_previous()
     LOWEST: tl.constexpr = -(2**63)  # below every key: a place that is empty or already taken
     NUM_EXPERTS: tl.constexpr = NUM_GROUPS * GROUP_SIZE
     row = tl.program_id(0).to(tl.int64)

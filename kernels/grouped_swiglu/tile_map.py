@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 
 OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
@@ -27,6 +28,7 @@ def tile_map_kernel(
     CHUNK: tl.constexpr,
 ) -> None:
     """The tiles of one expert; the program after the last expert marks those that are left over."""
+    await_previous()
     expert = tl.program_id(0)
     index = tl.arange(0, EXPERTS_POW2)
     count = tl.load(counts + index, mask=index < NUM_EXPERTS, other=0)

@@ -18,6 +18,7 @@ from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise
@@ -47,6 +48,7 @@ def gate_up_kernel(
 
     SCALING "blocks": inner is e4m3, and the tile's 128 channels of a row get a scale in inner_scale [R, INNER / 128].
     """
+    await_previous()
     NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
     tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
     expert = tl.load(tile).to(tl.int64)
@@ -103,6 +105,7 @@ def down_kernel(
     BLOCK_IN: tl.constexpr,
 ) -> None:
     """One tile of out [R, HIDDEN] = down inner [R, INNER]; weight [E, HIDDEN, INNER], SCALES scales an expert."""
+    await_previous()
     NUM_OUT_TILES: tl.constexpr = (HIDDEN + BLOCK_OUT - 1) // BLOCK_OUT
     tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
     expert = tl.load(tile).to(tl.int64)

@@ -14,6 +14,7 @@ import triton.language as tl
 from kernels import native
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile
+from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
 from kernels.quantise.triton_kernel import quantise
 
@@ -38,6 +39,7 @@ def linear_kernel(
     BLOCK_IN: tl.constexpr,
 ) -> None:
     """One tile of out [num_rows, NUM_OUT] = x [num_rows, NUM_IN] times weight [NUM_OUT, NUM_IN] transposed."""
+    await_previous()
     NUM_OUT_TILES: tl.constexpr = (NUM_OUT + BLOCK_OUT - 1) // BLOCK_OUT
     group = tl.program_id(0) // (GROUP * NUM_OUT_TILES)
     within = tl.program_id(0) % (GROUP * NUM_OUT_TILES)

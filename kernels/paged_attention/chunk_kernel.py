@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.overlap import await_previous
 from kernels.paged_attention.split_kernel import load_kv
 
 
@@ -93,6 +94,7 @@ def chunk_kernel(
     BLOCK_KV: tl.constexpr,
 ) -> None:
     """BLOCK_ROWS rows of one sequence with more than MORE_THAN, all query heads of one KV head; out [T, A, DIM]."""
+    await_previous()
     LINES: tl.constexpr = BLOCK_ROWS * GROUP_POW2
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows have the longest way and start first
     kv_head = tl.program_id(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
 from kernels.paged_attention.split_kernel import split_sums
 
@@ -49,6 +50,7 @@ def tile_split_kernel(
     [tiles, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. Splits that lie
     past the tile's rows are not written.
     """
+    await_previous()
     COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, first = find_rows(first_tile + tile, row_starts, num_sequences, 0, BLOCK_ROWS)
@@ -116,6 +118,7 @@ def merge_tiles_kernel(
     BLOCK_ROWS: tl.constexpr,
 ) -> None:
     """One head of one row of out [T, HEADS, DIM]: the mean of its splits' means, AT_ONCE of them after AT_ONCE."""
+    await_previous()
     tile, row = tl.program_id(0) // BLOCK_ROWS, tl.program_id(0) % BLOCK_ROWS
     head = tl.program_id(1)
     sequence, first = find_rows(first_tile + tile, row_starts, num_sequences, 0, BLOCK_ROWS)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.overlap import await_previous
+
 
 @triton.jit
 def split_length(context: tl.tensor, most_splits: tl.tensor, SMALLEST: tl.constexpr) -> tl.tensor:
@@ -114,6 +116,7 @@ def split_kernel(
     partial [B, BLOCK_ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
     [B, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen.
     """
+    await_previous()
     COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(row_starts + sequence)
@@ -181,6 +184,7 @@ def merge_kernel(
     BLOCK_ROWS: tl.constexpr,
 ) -> None:
     """One head of one row of out [T, HEADS, DIM]: the mean of its splits' means, weighed by their sums."""
+    await_previous()
     sequence, row = tl.program_id(0) // BLOCK_ROWS, tl.program_id(0) % BLOCK_ROWS
     head = tl.program_id(1)
     first_row = tl.load(row_starts + sequence)

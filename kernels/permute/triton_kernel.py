@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 
 CHUNK = 128  # copies that a program places
 OTHERS = 32  # copies that those are compared with at once: 32 comparisons a thread, more would spill
@@ -38,6 +39,7 @@ def compare_kernel(
 
     An id of -1 is nobody's: it compares as the last and is not counted.
     """
+    await_previous()
     chunk = tl.program_id(0)
     num_chunks = tl.cdiv(num_copies, CHUNK)
     own = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -70,6 +72,7 @@ def histogram_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """How often each expert occurs in BLOCK of the ids [N]: a row of histograms [N / BLOCK rounded up, E]."""
+    await_previous()
     copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own_id = tl.load(ids + copy, mask=copy < num_copies, other=-1)
     expert = tl.arange(0, EXPERTS_POW2)
@@ -88,6 +91,7 @@ def offsets_kernel(
     BLOCKS_AT_ONCE: tl.constexpr,
 ) -> None:
     """In place: each block's count of an expert -> the place of the block's first copy for it; and counts [E]."""
+    await_previous()
     expert = tl.arange(0, EXPERTS_POW2)
     exists = expert < NUM_EXPERTS
     total = tl.zeros((EXPERTS_POW2,), tl.int32)
@@ -118,6 +122,7 @@ def place_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Places of CHUNK of the ids [N]: their block's offset, and how many before them in the block are the same."""
+    await_previous()
     first = tl.program_id(0) * CHUNK
     own = first + tl.arange(0, CHUNK)
     own_id = tl.load(ids + own, mask=own < num_copies, other=-1)
@@ -141,6 +146,7 @@ def gather_kernel(
     BLOCK_WIDTH: tl.constexpr,
 ) -> None:
     """BLOCK_WIDTH channels of one row of hidden [T, WIDTH], read once and written to its TOP_K places, if any."""
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     value = tl.load(hidden + row * WIDTH + column, mask=column < WIDTH)
@@ -160,6 +166,7 @@ def combine_kernel(
     BLOCK_WIDTH: tl.constexpr,
 ) -> None:
     """BLOCK_WIDTH channels of one row of out [T, WIDTH]: the fp32 sum over k in order, rounded once."""
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     total = tl.zeros((BLOCK_WIDTH,), tl.float32)

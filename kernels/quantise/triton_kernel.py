@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -28,6 +29,7 @@ def quantise_kernel(
     LARGEST: tl.constexpr,
 ) -> None:
     """One row of x [., WIDTH] as GROUPS_POW2 groups of GROUP channels: a scale each, or one where NUM_SCALES is one."""
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS_POW2)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]

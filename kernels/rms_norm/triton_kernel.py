@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -38,6 +39,7 @@ def rms_norm_kernel(
     ADD: of residual + x, which stays in residual. With NUM_SCALES out is e4m3, and scales are [T, NUM_SCALES]: one for
     the row, or one a group.
     """
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS_POW2)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]

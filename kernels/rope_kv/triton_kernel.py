@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 from kernels.paged_attention import KVLayer
 
 BLOCK_HEADS = 8  # heads of a program: five programs a row of 32 + 2 * 4 heads
@@ -44,6 +45,7 @@ def qk_norm_rope_kv_kernel(
     SCALED: tl.constexpr,
 ) -> None:
     """BLOCK_HEADS heads of one row of qkv [T, (HEADS + 2 * KV_HEADS) * DIM], in the order all Q, all K, all V."""
+    await_previous()
     HALF: tl.constexpr = ROTARY // 2
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]

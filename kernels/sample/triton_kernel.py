@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
     from kernels.sample import DrawSettings
@@ -74,6 +75,7 @@ def candidates_kernel(
     candidates [R, MAX_CANDIDATES] int32 hold `count_out[r]` ids; more than fit are counted and not kept. A row of
     temperature 0 is passed over.
     """
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     heat = tl.load(temperature + row)
     if heat == 0.0:
@@ -277,6 +279,7 @@ def draw_kernel(
     OTHERS: tl.constexpr,
 ) -> None:
     """One row of logits [R, VOCAB] after `candidates_kernel` -> ids [R] int64; 0 for a row of temperature 0."""
+    await_previous()
     row = tl.program_id(0).to(tl.int64)
     heat = tl.load(temperature + row)
     if heat == 0.0:
@@ -303,6 +306,7 @@ def accept_kernel(
     token_ids: tl.tensor, draft_ids: tl.tensor, row_starts: tl.tensor, accepted: tl.tensor, AT_ONCE: tl.constexpr
 ) -> None:
     """One sequence: how many drafts in a row equal what was sampled for their places."""
+    await_previous()
     sequence = tl.program_id(0)
     first, last = tl.load(row_starts + sequence), tl.load(row_starts + sequence + 1) - 1
     count = tl.maximum(last - first, 0)
