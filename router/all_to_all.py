@@ -55,12 +55,12 @@ class AllToAllDispatcher:
         )
         return handle, gather_rows(rows, sorted_rows, rows.shape[0])
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Send the experts' outputs [R, H] home; returns the weighted sums [T, H]."""
         assert handle.sorted_rows is not None, "a handle of another dispatcher"
         as_arrived = rows.index_select(0, handle.sorted_rows.flatten())
         home = self._exchange(as_arrived, list(handle.recv_splits), list(handle.send_splits))
-        return combine_rows(home, handle.source_rows, handle.weights)
+        return combine_rows(home, handle.source_rows, handle.weights, plus)
 
     def _exchange_counts(self, counts: torch.Tensor) -> torch.Tensor:
         """Rows per place [E] -> rows that will arrive from each rank for each local expert, [G, local experts]."""

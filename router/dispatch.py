@@ -42,6 +42,6 @@ class Dispatcher(Protocol):
         """Send hidden [T, H] to its experts; returns a handle and the rows [R, H] received here, sorted by expert."""
         ...
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
-        """Bring expert outputs [R, H] home; returns [T, H], each the fp32 weighted sum over K in slot order."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """Bring expert outputs [R, H] home; returns [T, H], the fp32 weighted sums over K in slot order, + `plus`."""
         ...

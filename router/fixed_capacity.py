@@ -59,7 +59,7 @@ class FixedCapacityDispatcher:
         )
         return handle, gather_rows(rows, copies, copies.numel())
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Bring the experts' outputs [G * T * K, H] home; returns the weighted sums [T, H]."""
         assert handle.copies is not None, "a handle of another dispatcher"
         # A place that no copy of this rank has is sent all the same, with whatever lies in the first row.
@@ -68,7 +68,7 @@ class FixedCapacityDispatcher:
         self.num_collectives += 1
         # Bytes: gloo has no bf16.
         dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
-        return combine_rows(home, handle.source_rows, handle.weights)
+        return combine_rows(home, handle.source_rows, handle.weights, plus)
 
     def _gather(self, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows [G * T, H] and ids [G * T, K] of all ranks, one after the other, in one collective."""

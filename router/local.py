@@ -24,6 +24,6 @@ class LocalDispatcher:
         rows = gather_rows(hidden, source_rows, source_rows.numel())
         return DispatchHandle(counts=counts, weights=choice.weights, source_rows=source_rows), rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Weighted sum of each row's experts: [T * K, H] -> [T, H]."""
-        return combine_rows(rows, handle.source_rows, handle.weights)
+        return combine_rows(rows, handle.source_rows, handle.weights, plus)

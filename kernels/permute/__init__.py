@@ -33,15 +33,18 @@ def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor, num_rows: int) 
     return _kernels(hidden).gather_rows(hidden, source_rows)
 
 
-def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over k of weights[t, k] * rows[source_rows[t, k]], in fp32, in the order of k, rounded once.
+def combine_rows(
+    rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum over k of weights[t, k] * rows[source_rows[t, k]], in fp32, in the order of k, rounded once; then + `plus`.
 
-    rows [R, H]; source_rows [T, K] int32, where -1 adds nothing; weights [T, K] fp32. Returns [T, H] of the rows'
-    dtype. T = 0 is valid.
+    rows [R, H]; source_rows [T, K] int32, where -1 adds nothing; weights [T, K] fp32; plus [T, H], whose sum with the
+    rounded first is rounded again. Returns [T, H] of the rows' dtype. T = 0 is valid.
     """
     assert rows.dim() == 2 and rows.is_contiguous(), f"rows are {list(rows.shape)}, strides {rows.stride()}"
     assert weights.dtype == torch.float32 and weights.shape == source_rows.shape, f"weights are {weights.dtype}"
-    return _kernels(rows).combine_rows(rows, source_rows, weights.contiguous())
+    assert plus is None or (plus.is_contiguous() and plus.dtype == rows.dtype), f"plus is {plus.dtype}"
+    return _kernels(rows).combine_rows(rows, source_rows, weights.contiguous(), plus)
 
 
 class _Kernels(Protocol):
@@ -51,7 +54,9 @@ class _Kernels(Protocol):
 
     def gather_rows(self, hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor: ...
 
-    def combine_rows(self, rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor: ...
+    def combine_rows(
+        self, rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None
+    ) -> torch.Tensor: ...
 
 
 def _kernels(tensor: torch.Tensor) -> _Kernels:

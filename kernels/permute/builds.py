@@ -43,10 +43,13 @@ def builds() -> Iterator[Build]:
                 options=ROW_OPTIONS,
             )
         yield Build(
-            name=f"permute combine, {width}",
+            name=f"permute combine and the shared expert, {width}",
             kernel=combine_kernel,
-            arguments={"rows": "*bf16", "source_rows": "*i32", "weights": "*fp32", "out": "*bf16"},
-            constants=row_constants(_TOP_K, width),
+            arguments={
+                **{"rows": "*bf16", "source_rows": "*i32", "weights": "*fp32"},
+                **{"plus": "*bf16", "out": "*bf16"},
+            },
+            constants={"PLUS": True, **row_constants(_TOP_K, width)},
             options=ROW_OPTIONS,
         )
 

@@ -160,12 +160,14 @@ def combine_kernel(
     rows: tl.tensor,
     source_rows: tl.tensor,
     weights: tl.tensor,
+    plus: tl.tensor,
     out: tl.tensor,
+    PLUS: tl.constexpr,
     TOP_K: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ) -> None:
-    """BLOCK_WIDTH channels of one row of out [T, WIDTH]: the fp32 sum over k in order, rounded once."""
+    """BLOCK_WIDTH channels of one row of out [T, WIDTH]: the fp32 sum over k in order, rounded once; PLUS another."""
     await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
@@ -175,7 +177,11 @@ def combine_kernel(
         is_read = column < tl.where(place < 0, 0, WIDTH)
         value = tl.load(rows + place * WIDTH + column, mask=is_read, other=0.0).to(tl.float32)
         total += tl.where(place >= 0, tl.load(weights + row * TOP_K + k), 0.0) * value
-    tl.store(out + row * WIDTH + column, total.to(out.dtype.element_ty), mask=column < WIDTH)
+    total = total.to(out.dtype.element_ty)
+    if PLUS:
+        more = tl.load(plus + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+        total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
+    tl.store(out + row * WIDTH + column, total, mask=column < WIDTH)
 
 
 def expert_order(ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,13 +211,20 @@ def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor
     return rows
 
 
-def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def combine_rows(
+    rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `kernels.permute.combine_rows`."""
     num_rows, top_k = source_rows.shape
     out = rows.new_empty(num_rows, rows.shape[1])
     if num_rows:
         constants = row_constants(top_k, rows.shape[1])
-        combine_kernel[_row_grid(num_rows, constants)](rows, source_rows, weights, out, **constants, **ROW_OPTIONS)
+        combine_kernel[_row_grid(num_rows, constants)](
+            *(rows, source_rows, weights, rows if plus is None else plus, out),
+            PLUS=plus is not None,
+            **constants,
+            **ROW_OPTIONS,
+        )
     return out
 
 

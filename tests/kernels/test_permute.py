@@ -60,6 +60,15 @@ def test_combine_matches_fp64(backend: str, dtype: torch.dtype, draw: torch.Gene
     torch.testing.assert_close(combine_rows(rows, places, weights).double(), truth, rtol=tolerance, atol=tolerance)
 
 
+def test_what_combine_adds_is_added_to_what_it_would_return(
+    backend: str, dtype: torch.dtype, draw: torch.Generator
+) -> None:
+    rows, plus = torch.randn(60, 100, generator=draw).to(dtype), torch.randn(20, 100, generator=draw).to(dtype)
+    places = torch.randperm(60, generator=draw).int().view(20, 3)
+    weights = torch.rand(20, 3, generator=draw)
+    assert torch.equal(combine_rows(rows, places, weights, plus), combine_rows(rows, places, weights) + plus)
+
+
 def test_all_rows_on_one_expert_and_nan_stays(backend: str, dtype: torch.dtype) -> None:
     counts, places = expert_order(torch.full((30, 1), 3, dtype=torch.int32), 5)
     assert counts.tolist() == [0, 0, 0, 30, 0] and places.flatten().tolist() == list(range(30))
