@@ -23,6 +23,7 @@ from router.dispatch import Dispatcher
 from router.placement import Placement
 
 _SPREAD = 64.0  # of e4m3 values, whose largest is 448
+_BIAS_SPREAD = 0.02  # of experts, a tenth of their scores': trained biases balance the load, large ones concentrate it
 
 
 class RandomWeights:
@@ -68,7 +69,7 @@ class RandomWeights:
         if spec.kind is TensorKind.NORM:
             return 1 + 0.2 * noise
         if spec.kind is TensorKind.BIAS:
-            return noise.mul_(0.3)
+            return noise.mul_(_BIAS_SPREAD)
         return noise if spec.kind is TensorKind.EMBEDDING else noise.mul_(spec.shape[-1] ** -0.5)
 
     def _normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
