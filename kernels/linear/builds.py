@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
-from kernels.linear.tiles import linear_tile
+from kernels.linear import split_kernel
+from kernels.linear.tiles import linear_tile, num_splits, split_tile
 from kernels.linear.triton_kernel import constants, linear_kernel
 from kernels.quantise.formats import Scaling
 
@@ -25,14 +26,26 @@ def builds() -> Iterator[Build]:
 
 def _build(name: str, num_rows: int, shape: tuple[int, int], scaling: Scaling) -> Build:
     operand, itemsize = ("*bf16", 2) if scaling is Scaling.NONE else ("*fp8e4nv", 1)
+    arguments = {
+        **{"x": operand, "x_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
+        **{"out": "*fp32" if "lm_head" in name else "*bf16", "num_rows": "i32"},
+    }
+    splits = num_splits(num_rows, *shape, itemsize)
+    if splits > 1:
+        tile = split_tile(num_rows, itemsize)
+        return Build(
+            name=name,
+            kernel=split_kernel.split_kernel,
+            arguments={**arguments, "parts": "*fp32", "arrivals": "*i32"},
+            constants=split_kernel.constants(*shape, scaling, splits, tile),
+            options=tile.options,
+            is_matrix=True,
+        )
     tile = linear_tile(num_rows, shape[0], itemsize)
     return Build(
         name=name,
         kernel=linear_kernel,
-        arguments={
-            **{"x": operand, "x_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
-            **{"out": "*fp32" if "lm_head" in name else "*bf16", "num_rows": "i32"},
-        },
+        arguments=arguments,
         constants=constants(*shape, scaling, tile),
         options=tile.options,
         is_matrix=True,
