@@ -71,16 +71,18 @@ def prefetch(
     NUM_IN: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
     """Have the weights of a tile's part of K brought to the L2 cache, all at once. They must lie at multiples of 16.
 
-    It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds.
+    It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. Each
+    output's are asked for in PIECES: best such that every thread asks for one.
     """
     if _IS_COMPILED:
-        HALF: tl.constexpr = NUM_IN // NUM_SPLITS // 2  # two pieces an output: a thread each, of 4 warps at 64 outputs
-        NUM_BYTES: tl.constexpr = HALF * weight.dtype.element_ty.primitive_bitwidth // 8
+        PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
+        NUM_BYTES: tl.constexpr = PIECE * weight.dtype.element_ty.primitive_bitwidth // 8
         outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
-        at = weight + outs[:, None] * NUM_IN + (split * (2 * HALF) + tl.arange(0, 2) * HALF)[None, :]
+        at = weight + outs[:, None] * NUM_IN + (split * (PIECES * PIECE) + tl.arange(0, PIECES) * PIECE)[None, :]
         tl.inline_asm_elementwise(
             "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
             constraints="=r,l,r",

@@ -36,14 +36,14 @@ def split_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ) -> None:
-    """One part of a tile of out [num_rows, NUM_OUT], num_rows <= BLOCK_ROWS, into parts [NUM_SPLITS, num_rows, NUM_OUT].
+    """One part of a tile of out [num_rows, NUM_OUT], into parts [NUM_SPLITS, num_rows, NUM_OUT]; rows fill one tile.
 
     arrivals [tiles] int32 counts the parts that are done; it is zero before and after.
     """
     split = tl.program_id(0) % NUM_SPLITS
     tile = tl.program_id(0) // NUM_SPLITS
     first_out = tile * BLOCK_OUT
-    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT)
+    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT, PIECES=2)
     await_previous()
     row = tl.arange(0, BLOCK_ROWS)
     rows = tl.minimum(row, num_rows - 1).to(tl.int64)

@@ -1,6 +1,6 @@
 """Linear layers on Hopper: bf16, and FP8 with block-wise or per-channel scales, every one a single kernel.
 
-Few rows of few outputs go to `kernels.linear.split_kernel`.
+Where tiles would leave the device idle, few rows go to `kernels.linear.split_kernel`, one to `vector_kernel` beside it.
 
 Bytes: N * K weights of one or two bytes, T * K of rows, T * N results; a decode of T <= 64 reads the weights once
 (5120 x 4096 in FP8: 21 MB, 5.2 us at 4.0 TB/s, H20 datasheet). FLOP: 2 * T * N * K; a prefill is bound by wgmma.
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.linear import split_kernel
+from kernels.linear import split_kernel, vector_kernel
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile, num_splits, split_tile
 from kernels.overlap import await_previous
@@ -120,13 +120,25 @@ def _launch(
         return out
     scaling = Scaling.NONE if weight_scale is None else Scaling.of(weight, weight_scale)
     operands = (x, out if x_scale is None else x_scale, weight, out if weight_scale is None else weight_scale)
-    is_invariant = native.is_batch_invariant()
-    splits = 1 if is_invariant else num_splits(num_rows, num_out, num_in, weight.itemsize)
-    if splits > 1:
-        tile = split_tile(num_rows, weight.itemsize)
-        split_kernel.launch(operands, out, arrivals, scaling, splits, tile)
+    if native.is_batch_invariant():
+        return _launch_tiles(operands, out, scaling, linear_tile(INVARIANT_ROWS, num_out, weight.itemsize))
+    if vector_kernel.takes(num_rows, num_out, num_in, weight.itemsize):
+        vector_kernel.launch(operands, out, scaling)
         return out
-    tile = linear_tile(INVARIANT_ROWS if is_invariant else num_rows, num_out, weight.itemsize)
+    splits = num_splits(num_rows, num_out, num_in, weight.itemsize)
+    if splits > 1:
+        split_kernel.launch(operands, out, arrivals, scaling, splits, split_tile(num_rows, weight.itemsize))
+        return out
+    return _launch_tiles(operands, out, scaling, linear_tile(num_rows, num_out, weight.itemsize))
+
+
+def _launch_tiles(
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    scaling: Scaling,
+    tile: Tile,
+) -> torch.Tensor:
+    (num_rows, num_out), num_in = out.shape, operands[0].shape[1]
     num_programs = triton.cdiv(num_rows, tile.block_rows) * triton.cdiv(num_out, tile.block_out)
     linear_kernel[(num_programs,)](
         *operands,
