@@ -42,36 +42,37 @@ def vector_kernel(
 ) -> None:
     """BLOCK_OUT outputs of out [NUM_OUT] = x [NUM_IN] times weight [NUM_OUT, NUM_IN] transposed.
 
-    A warp reads lines of 128 bytes, 16 a thread, of four outputs at a time; axes are outputs / 4, lines of a step,
-    4 outputs, threads of a line, channels of a thread.
+    A warp reads lines of 128 bytes, 16 a thread, of four outputs at a time. So that a thread keeps its channels of x
+    for all outputs, the lines of a step lie in the order [BLOCK_OUT / 4, LINES, 4] of outputs, lines, outputs.
     """
     LANE: tl.constexpr = 128 // weight.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = BLOCK_IN // (8 * LANE)
+    LINE: tl.constexpr = 8 * LANE
+    LINES: tl.constexpr = BLOCK_IN // LINE
+    FOURS: tl.constexpr = BLOCK_OUT // 4
     first_out = tl.program_id(0) * BLOCK_OUT
     prefetch(weight, first_out, 0, NUM_OUT, NUM_IN, 1, BLOCK_OUT, PIECES)
     await_previous()
-    of_four = tl.arange(0, 4)[:, None] + tl.arange(0, BLOCK_OUT // 4)[None, :] * 4
-    outs = tl.minimum(first_out + of_four, NUM_OUT - 1)
-    line = tl.arange(0, LINES)[None, None, :, None, None]
-    lane = tl.arange(0, 8)[:, None, None, None, None]
-    k = (line * 8 + lane) * LANE + tl.arange(0, LANE)[None, None, None, None, :]
-    weight_at = weight + outs[None, :, None, :, None] * NUM_IN + k
-    x_at = x + tl.broadcast_to(k, (8, 4, LINES, 1, LANE))  # each thread the channels of its weights
-    sums = tl.zeros((8, 4, LINES, BLOCK_OUT // 4), tl.float32)
+    read = tl.arange(0, FOURS * LINES * 4)
+    out_read = tl.minimum(first_out + read // (LINES * 4) * 4 + read % 4, NUM_OUT - 1)
+    k = tl.arange(0, LINE)
+    weight_at = weight + (out_read * NUM_IN + read // 4 % LINES * LINE)[:, None] + k[None, :]
+    line = tl.arange(0, LINES * 4) // 4
+    x_at = x + (line * LINE)[:, None] + k[None, :]
+    sums = tl.zeros((FOURS, LINES * 4, 8), tl.float32)
     for start in tl.static_range(0, NUM_IN, BLOCK_IN):
-        weights = tl.load(weight_at + start)
-        values = tl.load(x_at + start).to(tl.float32)
-        line_sums = tl.sum(weights.to(tl.float32) * values, 4)
-        if SCALING == "blocks":  # a line is a block
-            block = start // 128 + tl.arange(0, LINES)[None, None, :, None]
+        scale = 1.0
+        if SCALING == "blocks":  # a line is a block; what comes last is asked for first
+            block = start // 128 + line
             block_scale = tl.load(weight_scale + first_out // 128 * (NUM_IN // 128) + block)
-            sums += line_sums * (tl.load(x_scale + block) * block_scale)
-        else:
-            sums += line_sums
-    result = tl.sum(tl.sum(sums, 0), 1)
+            scale = (tl.load(x_scale + block) * block_scale)[None, :, None]
+        weights = tl.reshape(tl.load(weight_at + start), (FOURS, LINES * 4, LINE)).to(tl.float32)
+        values = tl.load(x_at + start).to(tl.float32)
+        sums += tl.sum(tl.reshape(weights * values[None, :, :], (FOURS, LINES * 4, 8, LANE)), 3) * scale
+    result = tl.sum(tl.sum(tl.reshape(sums, (FOURS, LINES, 4, 8)), 3), 1)
+    outs = first_out + tl.arange(0, FOURS)[:, None] * 4 + tl.arange(0, 4)[None, :]
     if SCALING == "channels":
-        result *= tl.load(x_scale) * tl.load(weight_scale + outs)
-    tl.store(out + first_out + of_four, result.to(out.dtype.element_ty), mask=first_out + of_four < NUM_OUT)
+        result *= tl.load(x_scale) * tl.load(weight_scale + tl.minimum(outs, NUM_OUT - 1))
+    tl.store(out + outs, result.to(out.dtype.element_ty), mask=outs < NUM_OUT)
 
 
 def takes(num_rows: int, num_out: int, num_in: int, itemsize: int) -> bool:
