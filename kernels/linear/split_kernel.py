@@ -1,7 +1,7 @@
 """A decode's linear layers whose outputs are too few to fill the device: the programs of a tile share its K.
 
-Bytes: N * K weights once, of one or two bytes; the parts' sums, 4 * S * T * N, stay in the L2 cache (S = 4, T = 1,
-N = 5120: 82 KB). FLOP: 2 * T * N * K. Weights come to the L2 cache while the kernel before this one still runs. The
+Bytes: N * K weights once, of one or two bytes; the parts' sums, 4 * S * T * N, stay in the L2 cache (S = 4, T = 32,
+N = 5120: 2.6 MB). FLOP: 2 * T * N * K. Weights come to the L2 cache while the kernel before this one still runs. The
 last program of a tile to arrive sums its parts in their order, so that results do not depend on which that was.
 """
 
