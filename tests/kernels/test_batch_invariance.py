@@ -54,6 +54,12 @@ def test_rows_of_a_product(invariant: None, draw: torch.Generator, kind: Scaling
         assert torch.equal(linear_fp32_out(x[rows].contiguous(), weight), whole[rows])
 
 
+def test_k_is_not_split_for_few_rows(invariant: None, draw: torch.Generator) -> None:
+    weight = pack_fp8_weight(*fp8_weight(draw, 64, 1024, Scaling.BLOCKS), torch.float32)
+    x = torch.randn(65, 1024, generator=draw)
+    assert torch.equal(linear_fp32_out(x[:1].contiguous(), weight), linear_fp32_out(x, weight)[:1])
+
+
 def packed_experts(draw: torch.Generator, kind: Scaling) -> PackedExperts:
     if kind is Scaling.NONE:
         return pack_experts(*weights(draw, 3, 160, 96, torch.float32))

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
-from kernels.linear.tiles import linear_tile
+from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
+from kernels.linear.tiles import num_splits as linear_splits
+from kernels.linear.tiles import split_tile as linear_split_tile
 from kernels.paged_attention.tiles import (
     MAX_VERIFY_ROWS,
     chunk_tile,
@@ -35,6 +37,24 @@ def test_more_rows_choose_larger_tiles(num_rows: int, tile: tuple[int, int]) -> 
 
 def test_a_wide_head_has_wide_tiles_in_decode() -> None:
     assert linear_tile(1, 157184, 2).block_out == 128 and linear_tile(1, 4096, 2).block_out == 64
+
+
+def test_k_is_split_where_a_decode_would_leave_the_device_idle() -> None:
+    assert [linear_splits(1, num_out, 4096, 1) for num_out in (512, 4096, 5120, 16384, 157184)] == [8, 4, 4, 1, 1]
+    assert [linear_splits(rows, 4096, 4096, 2) for rows in (1, 64, 65)] == [4, 4, 1]
+    assert [linear_splits(1, 4096, num_in, 1) for num_in in (896, 1000, 1024, 1408, 7168)] == [1, 1, 2, 1, 4]
+    assert linear_splits(1, 4096, 4096, 4) == 1
+
+
+@given(num_rows=st.integers(1, 64), num_out=st.integers(1, 1 << 15), num_steps=st.integers(1, 128))
+def test_parts_are_whole_steps_of_programs_that_run_at_once(num_rows: int, num_out: int, num_steps: int) -> None:
+    num_in = 128 * num_steps
+    for itemsize in (1, 2):
+        splits, tile = linear_splits(num_rows, num_out, num_in, itemsize), linear_split_tile(num_rows, itemsize)
+        if splits > 1:
+            assert num_in % (splits * tile.block_in) == 0 and num_rows <= tile.block_rows
+            assert -(-num_out // tile.block_out) * splits <= SPLIT_PROGRAMS
+        assert tile.num_stages * (tile.block_rows + tile.block_out) * tile.block_in * itemsize <= 113 * 1024
 
 
 def test_tiles_hold_twice_the_mean_of_an_expert() -> None:
