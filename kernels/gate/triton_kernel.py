@@ -89,6 +89,7 @@ def choose_kernel(
     """
     await_previous()
     LOWEST: tl.constexpr = -(2**31)  # below every key: a place that is empty or already taken
+    MINUS_INFINITY: tl.constexpr = -2139095041  # its key
     NUM_PLACES: tl.constexpr = GROUPS_POW2 * SIZE_POW2
     NUM_EXPERTS: tl.constexpr = NUM_GROUPS * GROUP_SIZE
     row = tl.program_id(0)
@@ -107,7 +108,7 @@ def choose_kernel(
     is_kept = _kept_groups(tl.reshape(keys, (GROUPS_POW2, SIZE_POW2)), NUM_GROUPS, TOPK_GROUPS)
     is_kept = tl.reshape(tl.broadcast_to(is_kept[:, None], (GROUPS_POW2, SIZE_POW2)), (NUM_PLACES,))
     # Experts of dropped groups rank last but stay rankable: a row of NaNs still gets K different ids.
-    keys = tl.where(exists, _sortable(tl.where(is_kept, biased, float("-inf"))), LOWEST)
+    keys = tl.where(is_kept, keys, tl.minimum(keys, MINUS_INFINITY))
     slot = tl.arange(0, K_POW2)
     chosen = tl.zeros((K_POW2,), tl.int32)
     for k in range(TOP_K):

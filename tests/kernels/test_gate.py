@@ -31,7 +31,9 @@ def exact(
     return ids, weights
 
 
-@pytest.mark.parametrize(("num_experts", "hidden_size", "shape"), [(16, 32, SMALL), (256, 100, LARGE), (64, 300, LARGE)])
+@pytest.mark.parametrize(
+    ("num_experts", "hidden_size", "shape"), [(16, 32, SMALL), (256, 100, LARGE), (64, 300, LARGE)]
+)
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 19])
 def test_matches_the_formula(
     backend: str, draw: torch.Generator, num_experts: int, hidden_size: int, shape: GateShape, num_rows: int
