@@ -92,22 +92,26 @@ def few_partial_logits_kernel(
 ) -> None:
     """As `partial_logits_kernel`, for BLOCK_ROWS rows at most, one after the other.
 
-    Experts are the first axis and BLOCK_WIDTH channels what a warp reads at a time: so it has experts of its own.
+    BLOCK_WIDTH channels are what a warp reads at a time, so that each has experts of its own and reads the rows for
+    itself, laid out as its weights are: none waits for another.
     """
     await_previous()
     expert = tl.program_id(1) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)[:, None]
     row = tl.arange(0, BLOCK_ROWS)[None, :]
     split = tl.program_id(2)
-    step = tl.arange(0, SPLIT_WIDTH // BLOCK_WIDTH)[None, :, None]
-    channel = split * SPLIT_WIDTH + step * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, None, :]
-    # Each warp reads the rows for itself, laid out as its weights are: none waits for another.
-    at = channel + 0 * expert[:, :, None]
-    is_weight = (at < WIDTH) & (expert[:, :, None] < NUM_EXPERTS)
-    w = tl.load(weight + expert[:, :, None] * WIDTH + at, mask=is_weight, other=0.0)
+    first = split * SPLIT_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :] + 0 * expert
+    weights = ()
+    for start in tl.static_range(0, SPLIT_WIDTH, BLOCK_WIDTH):
+        exists = (first + start < WIDTH) & (expert < NUM_EXPERTS)
+        weights = weights + (tl.load(weight + expert * WIDTH + first + start, mask=exists, other=0.0),)
     total = tl.zeros((BLOCK_EXPERTS, BLOCK_ROWS), tl.float32)
     for i in tl.static_range(BLOCK_ROWS):
-        x = tl.load(hidden + i * WIDTH + at, mask=at < tl.where(i < num_rows, WIDTH, 0), other=0.0)
-        total = tl.where(row == i, tl.sum(tl.sum(w * x.to(tl.float32), 1), 1)[:, None], total)
+        products = tl.zeros((BLOCK_EXPERTS, BLOCK_WIDTH), tl.float32)
+        for step in tl.static_range(SPLIT_WIDTH // BLOCK_WIDTH):
+            at = first + step * BLOCK_WIDTH
+            x = tl.load(hidden + i * WIDTH + at, mask=at < tl.where(i < num_rows, WIDTH, 0), other=0.0)
+            products += weights[step] * x.to(tl.float32)
+        total = tl.where(row == i, tl.sum(products, 1)[:, None], total)
     is_wanted = (expert < NUM_EXPERTS) & (row < num_rows)
     tl.store(partial + (split * num_rows + row) * NUM_EXPERTS + expert, total, mask=is_wanted)
 

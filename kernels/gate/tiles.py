@@ -35,8 +35,7 @@ class GateTile:
 
     def split_width(self, width: int) -> int:
         """Channels of a split."""
-        steps = -(-width // (self.splits * self.block_width))
-        return self.block_width * (1 << (steps - 1).bit_length() if self.has_few_rows else steps)
+        return -(-width // (self.splits * self.block_width)) * self.block_width
 
     def num_splits(self, width: int) -> int:
         """Splits of so many channels."""

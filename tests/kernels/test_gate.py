@@ -127,8 +127,8 @@ def test_without_normalisation_weights_are_the_scores(backend: str) -> None:
     torch.testing.assert_close(weights, torch.ones(1, 4))
 
 
-def test_nan_stays_in_its_row_and_ids_stay_valid(backend: str, draw: torch.Generator) -> None:
-    packed, hidden = pack_weight(torch.randn(16, 32, generator=draw)), torch.randn(20, 32, generator=draw)
+def test_nan_stays_in_its_row_and_ids_stay_valid(backend: str, draw: torch.Generator, dtype: torch.dtype) -> None:
+    packed, hidden = pack_weight(torch.randn(16, 32, generator=draw)), torch.randn(20, 32, generator=draw).to(dtype)
     hidden[5] = float("nan")
     ids, weights = sigmoid_group_topk(hidden, packed, torch.zeros(16), SMALL)
     assert weights[5].isnan().all() and not weights[torch.arange(20) != 5].isnan().any()
