@@ -100,10 +100,10 @@ def few_partial_logits_kernel(
     row = tl.arange(0, BLOCK_ROWS)[None, :]
     split = tl.program_id(2)
     first = split * SPLIT_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :] + 0 * expert
-    weights = ()
+    weights = tl.tuple(())
     for start in tl.static_range(0, SPLIT_WIDTH, BLOCK_WIDTH):
         exists = (first + start < WIDTH) & (expert < NUM_EXPERTS)
-        weights = weights + (tl.load(weight + expert * WIDTH + first + start, mask=exists, other=0.0),)
+        weights += (tl.load(weight + expert * WIDTH + first + start, mask=exists, other=0.0),)
     total = tl.zeros((BLOCK_EXPERTS, BLOCK_ROWS), tl.float32)
     for i in tl.static_range(BLOCK_ROWS):
         products = tl.zeros((BLOCK_EXPERTS, BLOCK_WIDTH), tl.float32)
