@@ -5,7 +5,7 @@ products are fp32. Else an fp32 weight is the sum of three bf16 values, to the l
 it is bf16: the tensor core's products are exact. Its sums are not, since it truncates where fp32 rounds. So it adds 64
 or 128 channels at most, the smallest of the three products first; their sums, an eighth of a logit or so, are added in
 fp32 outside of it. The error is that of fp32 sums of as many terms as there are steps. An infinity among the hidden
-states makes the row's logits NaN.
+states makes the row's logits NaN on the tensor cores.
 """
 
 from __future__ import annotations
