@@ -76,9 +76,9 @@ def test_rows_of_an_expert(invariant: None, draw: torch.Generator, kind: Scaling
         assert torch.equal(grouped_swiglu(rows[mine].contiguous(), counts, experts), whole[mine])
 
 
-def test_rows_of_the_gate(invariant: None, draw: torch.Generator) -> None:
+def test_rows_of_the_gate(invariant: None, draw: torch.Generator, dtype: torch.dtype) -> None:
     packed, bias = pack_weight(torch.randn(16, 72, generator=draw)), 0.3 * torch.randn(16, generator=draw)
-    hidden = torch.randn(70, 72, generator=draw)
+    hidden = torch.randn(70, 72, generator=draw).to(dtype)
     whole = sigmoid_group_topk(hidden, packed, bias, SMALL)
     for rows in (slice(0, 1), slice(60, 65)):
         for all_of_them, some in zip(whole, sigmoid_group_topk(hidden[rows], packed, bias, SMALL), strict=True):
@@ -94,7 +94,7 @@ def test_tiles_do_not_follow_the_number_of_rows(
         ("kernels.linear.triton_kernel", "linear_tile"),
         ("kernels.grouped_swiglu.triton_kernel", "gate_up_tile"),
         ("kernels.grouped_swiglu.triton_kernel", "down_tile"),
-        ("kernels.gate.triton_kernel", "logits_constants"),
+        ("kernels.gate.logits", "logits_constants"),
     ):
         choose = watched(resolve_name(f"{module}:{name}"), chosen.setdefault(name, []))
         monkeypatch.setattr(f"{module}.{name}", choose)
