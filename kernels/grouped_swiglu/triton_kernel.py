@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.grouped_swiglu.quantising_down import quantising_down_constants, quantising_down_kernel
 from kernels.grouped_swiglu.tile_map import tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
@@ -46,7 +47,7 @@ def gate_up_kernel(
 ) -> None:
     """One tile of inner [R, INNER] = silu(gate x) * up x; weight [E, 2, INNER, HIDDEN], SCALES scales an expert.
 
-    SCALING "blocks": inner is e4m3, and the tile's 128 channels of a row get a scale in inner_scale [R, INNER / 128].
+    Where inner is e4m3, the tile's 128 channels of a row get a scale in inner_scale [R, INNER / 128].
     """
     await_previous()
     NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
@@ -77,7 +78,7 @@ def gate_up_kernel(
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
     swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
-    if SCALING == "blocks":
+    if inner.dtype.element_ty == tl.float8e4nv:
         swiglu = tl.where(is_wanted, swiglu, 0.0)
         scale = group_scales(swiglu, False, SMALLEST_PEAK, LARGEST)
         tl.store(inner_scale + rows * ((INNER + 127) // 128) + first_out // 128, scale, mask=row < end)
@@ -158,19 +159,28 @@ def grouped_swiglu(
     tiles = tile_map(counts, num_rows, block_rows)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
     x, x_scale = _quantised(rows, scaling)
-    inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
+    has_deferred_scales = defers_scales(len(tiles), block_rows, inner_size, scaling)
+    inner_dtype = torch.float32 if has_deferred_scales else x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
     num_blocks = triton.cdiv(inner_size, FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
-    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
+    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling, has_deferred_scales)
     gate_up_kernel[(len(tiles) * triton.cdiv(inner_size, tile.block_out),)](
         *(x, x_scale, gate_up, gate_up_scales, inner, inner_scale, tiles),
         **gate_up_constants(hidden, inner_size, scaling, tile),
         **tile.options,
     )
+    out = torch.empty_like(rows)
+    if has_deferred_scales:
+        tile = quantising_down_tile(block_rows)
+        quantising_down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+            *(inner, down, down_scales, out, tiles),
+            **quantising_down_constants(hidden, inner_size, tile),
+            **tile.options,
+        )
+        return out
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
-    out = torch.empty_like(rows)
     tile = down_tile(block_rows, gate_up.itemsize)
     down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
         *(inner, inner_scale, down, down_scales, out, tiles),
