@@ -30,12 +30,18 @@ def builds() -> Iterator[Build]:
         itemsize = 2 if scaling is Scaling.NONE else 1
         for block_rows in sorted({rows_per_tile(rows, _EXPERTS, itemsize, scaling) for rows in _ROWS}):
             yield _gate_up(f"experts gate and up, {kind}, tiles of {block_rows} rows", block_rows, scaling)
+            name = f"shared expert gate and up, {kind}, tiles of {block_rows} rows"
+            yield _gate_up(name, block_rows, scaling, has_sources=False)
             yield _down(f"experts down, {kind}, tiles of {block_rows} rows", block_rows, scaling)
-    yield _gate_up("experts gate and up, fp8 blocks, few tiles", 16, Scaling.BLOCKS, has_deferred_scales=True)
+    for whose, has_sources in (("experts", True), ("shared expert", False)):
+        name = f"{whose} gate and up, fp8 blocks, few tiles"
+        yield _gate_up(name, 16, Scaling.BLOCKS, has_deferred_scales=True, has_sources=has_sources)
     yield _quantising_down("experts down, fp8 blocks, few tiles", 16)
 
 
-def _gate_up(name: str, block_rows: int, scaling: Scaling, *, has_deferred_scales: bool = False) -> Build:
+def _gate_up(
+    name: str, block_rows: int, scaling: Scaling, *, has_deferred_scales: bool = False, has_sources: bool = True
+) -> Build:
     operand, itemsize = ("*bf16", 2) if scaling is Scaling.NONE else ("*fp8e4nv", 1)
     tile = gate_up_tile(block_rows, itemsize, scaling, has_deferred_scales)
     inner = "*fp32" if has_deferred_scales else "*fp8e4nv" if scaling is Scaling.BLOCKS else "*bf16"
@@ -43,10 +49,11 @@ def _gate_up(name: str, block_rows: int, scaling: Scaling, *, has_deferred_scale
         name=name,
         kernel=gate_up_kernel,
         arguments={
-            **{"x": operand, "x_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
+            **{"x": operand, "x_scale": "*fp32", "sources": "*i32"},
+            **{"weight": operand, "weight_scale": "*fp32"},
             **{"inner": inner, "inner_scale": "*fp32", "tiles": "*i32"},
         },
-        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile),
+        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile, has_sources),
         options=tile.options,
         is_matrix=True,
     )

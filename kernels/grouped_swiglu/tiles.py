@@ -16,6 +16,12 @@ def rows_per_tile(num_rows: int, num_experts: int, itemsize: int, scaling: Scali
     return min(padded_rows(2 * mean), padded_rows(num_rows), most)
 
 
+def narrow_tile_rows(num_rows: int, num_experts: int) -> int:
+    """What `rows_per_tile` says whatever the format: 16 or 32, or 0 where it may be more."""
+    rows = rows_per_tile(num_rows, num_experts, 1, Scaling.BLOCKS)
+    return rows if rows <= 32 else 0
+
+
 def defers_scales(num_tiles: int, block_rows: int, inner: int, scaling: Scaling) -> bool:
     """Whether the products of gate and up stay fp32, for down to quantise: block-wise, with few tiles.
 

@@ -14,6 +14,7 @@ from kernels.grouped_swiglu import (
     grouped_swiglu,
     pack_experts,
 )
+from kernels.permute import sort_by_expert
 from kernels.quantise.formats import Scaling
 
 from .test_linear import exact_fp8 as exact_fp8_linear
@@ -172,3 +173,25 @@ def test_many_experts_with_few_rows_read_theirs_alone(triton_backend: str, draw:
     out = grouped_swiglu(rows, counts, pack_experts(gate, up, down))
     truth = exact(rows, counts.tolist(), (gate, up, down))
     torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 9, 60])
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_rows_are_read_from_where_they_lie(
+    triton_backend: str, draw: torch.Generator, scaling: Scaling, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an order that has tiles and by one that has none, with copies for nobody: as if rows were copied into it."""
+    none = scaling is Scaling.NONE
+    experts = pack_experts(*weights(draw, 5, 96, 48, torch.float32)) if none else fp8_experts(draw, 5, 96, 48, scaling)
+    hidden, ids = torch.randn(num_rows, 96, generator=draw), torch.randint(-1, 5, (num_rows, 2), generator=draw).int()
+    ids[0] = torch.tensor([4, 1])
+    for limit in (4096, 0):
+        monkeypatch.setattr("kernels.permute.triton_kernel.MAX_COMPARED", limit)
+        copies = sort_by_expert(hidden, ids, 5)
+        assert copies.order is not None
+        sources = copies.order.sources.clamp(0, num_rows - 1)  # those of nobody's copies are not written
+        sources[int(copies.counts.sum()) :] = 0
+        out = grouped_swiglu(hidden, copies.counts, experts, copies.order)
+        truth = grouped_swiglu(hidden[sources], copies.counts, experts)
+        counted = slice(int(copies.counts.sum()))
+        assert out.shape == (2 * num_rows, 96) and torch.equal(out[counted], truth[counted])
