@@ -45,6 +45,6 @@ class MoeLayer:
         if is_live is not None:
             choice = choice.of_live(is_live)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
-        rows = self.shard(rows, handle.counts)
+        rows = self.shard(rows, handle.counts, handle.order)
         self.beside.join()
         return self.dispatcher.combine(rows, handle, shared)

@@ -5,6 +5,7 @@ Bytes: T * K * H read and written each way; FLOP: 2 * T * K * H for the weighted
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,6 +22,44 @@ def expert_order(ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, tor
     """
     assert ids.dtype == torch.int32 and ids.is_contiguous(), f"ids are {ids.dtype}, strides {ids.stride()}"
     return _kernels(ids).expert_order(ids, num_experts)
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrder:
+    """The order of the experts, for a kernel that reads rows from where they lie: nothing is copied into it."""
+
+    sources: torch.Tensor  # [R] int32: the row that comes r-th; behind those that are counted anything
+    tiles: torch.Tensor  # [N, 3] int32 of `tile_rows` rows each, see `kernels.grouped_swiglu.tile_map`
+    tile_rows: int  # 0: no tiles were made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortedCopies:
+    """A copy of each row [T, H] for each of its experts, in their order."""
+
+    rows: torch.Tensor  # [T * K, H]; with `order` the rows themselves
+    counts: torch.Tensor  # [E] int32
+    places: torch.Tensor  # [T, K] int32, as `expert_order` has them
+    order: RowOrder | None
+
+
+def sort_by_expert(
+    hidden: torch.Tensor, ids: torch.Tensor, num_experts: int, totals: torch.Tensor | None = None
+) -> SortedCopies:
+    """`expert_order` of ids [T, K] and `gather_rows` of hidden [T, H], or on a GPU the order alone.
+
+    `totals` [E] int64 grow by the counts.
+    """
+    assert ids.dtype == torch.int32 and ids.is_contiguous(), f"ids are {ids.dtype}, strides {ids.stride()}"
+    if native.runs_triton(hidden):
+        from kernels.permute import triton_kernel  # Triton is imported where it runs
+
+        counts, places, order = triton_kernel.row_order(ids, num_experts, totals)
+        return SortedCopies(rows=hidden, counts=counts, places=places, order=order)
+    counts, places = expert_order(ids, num_experts)
+    if totals is not None:
+        totals += counts
+    return SortedCopies(rows=gather_rows(hidden, places, ids.numel()), counts=counts, places=places, order=None)
 
 
 def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor, num_rows: int) -> torch.Tensor:
