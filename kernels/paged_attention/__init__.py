@@ -124,8 +124,8 @@ def paged_attention_quantised(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`paged_attention` for a product with block-wise FP8 weights, of heads that are whole groups of 128 channels.
 
-    Returns values [T, A * D] e4m3 and scales [T, A * D / 128] fp32: what `quantise_blocks` makes of the result rounded to
-    the query's dtype. T = 0 is valid. Source: model-spec §2.4, §4 (a).
+    Returns values [T, A * D] e4m3 and scales [T, A * D / 128] fp32: what `quantise_blocks` makes of the result as
+    `paged_attention` rounds it. T = 0 is valid. Source: model-spec §2.4, §4 (a).
     """
     assert kv.head_dim % FP8_BLOCK == 0, f"heads of {kv.head_dim} channels share groups of {FP8_BLOCK}"
     _check(query, kv, row_starts, context_lens, window)

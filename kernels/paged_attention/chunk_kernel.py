@@ -135,18 +135,18 @@ def chunk_kernel(
     for block_start in range(full, diagonal, BLOCK_KV):
         position = block_start + tl.arange(0, BLOCK_KV)
         is_read = position < stop
-        block = load_blocks(table, position, is_read, BLOCK_SIZE)
-        keys = load_kv(key, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        block = load_blocks(table, block_start, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
         best, total, mean = step(queries, keys, values, is_read, best, total, mean, scale, False)
     num_low = (full - start) // BLOCK_KV
     for index in range(0, num_low + tl.cdiv(stop - diagonal, BLOCK_KV)):
         block_start = tl.where(index < num_low, start, diagonal - num_low * BLOCK_KV) + index * BLOCK_KV
         position = block_start + tl.arange(0, BLOCK_KV)
         is_read = position < stop
-        block = load_blocks(table, position, is_read, BLOCK_SIZE)
-        keys = load_kv(key, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        block = load_blocks(table, block_start, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
         distance = own[:, None] - position[None, :]
         is_seen = (distance >= 0) & (distance < window) & is_read[None, :]
         best, total, mean = step(queries, keys, values, is_seen, best, total, mean, scale, True)

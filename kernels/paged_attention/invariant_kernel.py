@@ -131,8 +131,8 @@ def merge_tiles_kernel(
     at = tl.load(row_starts + sequence) + first + row
     if at >= tl.load(row_starts + sequence + 1):
         return
-    used = tl.load(positions + at) // SPLIT + 1
+    context = tl.load(positions + at) + 1
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     first_place = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits
-    mean = merged(partial, partial_log, first_place, head < HEADS, used, DIM, DIM_POW2, AT_ONCE)
+    mean = merged(partial, partial_log, first_place, head < HEADS, context, SPLIT, DIM, DIM_POW2, AT_ONCE)
     store_heads(out, scales, at.to(tl.int64) * HEADS + head, mean, head < HEADS, query, DIM, DIM_POW2, QUANTISED)

@@ -1,6 +1,6 @@
 """How attention ends: the splits of a context merged, and heads written in the dtype of the queries or in FP8.
 
-A group of the block-wise FP8 format lies within one head, so a program that has a head needs nothing else to quantise it.
+A group of the block-wise FP8 format lies within one head, so a program that has a head can quantise it.
 """
 
 from __future__ import annotations
@@ -52,24 +52,25 @@ def merged(
     partial_log: tl.tensor,
     first: tl.tensor,
     exists: tl.tensor,
-    used: tl.tensor,
+    context: tl.tensor,
+    length: tl.tensor,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ) -> tl.tensor:
-    """The mean [N, DIM_POW2] of the means of `used` splits, weighed by their sums; those of a head begin at `first` [N].
+    """The mean [N, DIM_POW2] of the means of a context's splits of `length`, weighed by their sums.
 
-    AT_ONCE after AT_ONCE. All of them were written; one in which nothing is seen counts for nothing.
+    Those of a head begin at `first` [N]; AT_ONCE after AT_ONCE. One in which nothing is seen counts for nothing.
     """
     LINES: tl.constexpr = first.shape[0]
     channel = tl.arange(0, DIM_POW2)[None, None, :]
     best = tl.full((LINES,), float("-inf"), tl.float32)
     total = tl.zeros((LINES,), tl.float32)
     mean = tl.zeros((LINES, DIM_POW2), tl.float32)
-    for start in range(0, used, AT_ONCE):
-        split = start + tl.arange(0, AT_ONCE)[None, :]
+    split = tl.arange(0, AT_ONCE)[None, :]
+    for start in range(0, context, AT_ONCE * length):
         place = first[:, None] + split
-        is_one = exists[:, None] & (split < used)
+        is_one = exists[:, None] & (start + split * length < context)
         log = tl.load(partial_log + place, mask=is_one, other=float("-inf"))
         means = tl.load(
             partial + place[:, :, None] * DIM + channel, mask=is_one[:, :, None] & (channel < DIM), other=0.0
@@ -82,4 +83,5 @@ def merged(
         means = tl.where((log == float("-inf"))[:, :, None], 0.0, weights[:, :, None] * means)
         mean = mean * shrink[:, None] + tl.sum(means, 1)
         best = new_best
+        first += AT_ONCE
     return mean / tl.where(exists, total, 1.0)[:, None]

@@ -14,25 +14,34 @@ from kernels.paged_attention.results import merged, store_heads
 
 
 @triton.jit
-def split_length(context: tl.tensor, most_splits: tl.tensor, smallest: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
-    """Positions of each split of a context, in units of UNIT: by its own length, whatever the contexts beside it."""
-    context = tl.maximum(context, 1)
-    splits = tl.minimum(tl.cdiv(context, smallest), most_splits)
-    return tl.cdiv(tl.cdiv(context, splits), UNIT) * UNIT
+def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """Positions of each split of a context, in units of UNIT: by its own length, whatever the contexts beside it.
+
+    Of powers of two: everything that a decode reads waits for this.
+    """
+    units = tl.cdiv(context.to(tl.uint32), UNIT)
+    return tl.maximum(((units + (1 << most_log2) - 1) >> most_log2).to(tl.int32) * UNIT, smallest)
 
 
 @triton.jit
-def load_blocks(block_table: tl.tensor, position: tl.tensor, is_read: tl.tensor, BLOCK_SIZE: tl.constexpr) -> tl.tensor:
-    """The blocks in which positions [N] of one sequence lie; any where not `is_read`."""
-    return tl.load(block_table + position // BLOCK_SIZE, mask=is_read, other=0)
+def load_blocks(
+    table: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr
+) -> tl.tensor:
+    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or UNIT; any at `stop` and behind it."""
+    index = tl.arange(0, BLOCK_KV)
+    if BLOCK_KV % BLOCK_SIZE == 0:  # then a step begins with a block
+        place = (table + start // BLOCK_SIZE) + index // BLOCK_SIZE
+    else:
+        place = table + (start + index) // BLOCK_SIZE
+    return tl.load(place, mask=index < stop - start, other=0)
 
 
 @triton.jit
 def load_kv(
     cache: tl.tensor,
     block: tl.tensor,
-    position: tl.tensor,
-    is_read: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
     kv_head: tl.tensor,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -40,14 +49,19 @@ def load_kv(
     BLOCK_SIZE: tl.constexpr,
     TURNED: tl.constexpr = False,
 ) -> tl.tensor:
-    """Keys or values at `position` [N] of one sequence, [N, DIM_POW2] or TURNED [DIM_POW2, N]; 0 where not `is_read`."""
-    line = (block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
+    """Keys or values at N positions from `start` on, [N, DIM_POW2] or TURNED [DIM_POW2, N]; zero behind `stop`."""
+    index = tl.arange(0, block.shape[0])
+    offset = index % BLOCK_SIZE if block.shape[0] % BLOCK_SIZE == 0 else (start + index) % BLOCK_SIZE
+    line = block * (KV_HEADS * BLOCK_SIZE) + (kv_head * BLOCK_SIZE + offset)  # 2^31 of them would be half a terabyte
+    is_read = index < stop - start
     channel = tl.arange(0, DIM_POW2)
     if TURNED:  # by how it is addressed: a turn of what was loaded would keep Triton 3.6 from loading it ahead
-        place, is_there = line[None, :] * DIM + channel[:, None], is_read[None, :] & (channel < DIM)[:, None]
+        place = (cache + channel[:, None]) + line[None, :].to(tl.int64) * DIM
+        is_there = is_read[None, :] & (channel < DIM)[:, None]
     else:
-        place, is_there = line[:, None] * DIM + channel[None, :], is_read[:, None] & (channel < DIM)[None, :]
-    return tl.load(cache + place, mask=is_there, other=0.0)
+        place = (cache + channel[None, :]) + line[:, None].to(tl.int64) * DIM
+        is_there = is_read[:, None] & (channel < DIM)[None, :]
+    return tl.load(place, mask=is_there, other=0.0)
 
 
 @triton.jit
@@ -77,17 +91,16 @@ def split_sums(
     best = tl.full((COLUMNS,), float("-inf"), tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
-    block = load_blocks(table, start + tl.arange(0, BLOCK_KV), start + tl.arange(0, BLOCK_KV) < stop, BLOCK_SIZE)
+    block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
     for block_start in range(start, stop, BLOCK_KV):
-        position = block_start + tl.arange(0, BLOCK_KV)
-        is_read = position < stop
         # A step ahead, or every step would wait for two loads, one after the other.
-        next_block = load_blocks(table, position + BLOCK_KV, position + BLOCK_KV < stop, BLOCK_SIZE)
-        keys = load_kv(key, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, block, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED)
+        next_block = load_blocks(table, block_start + BLOCK_KV, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED)
         scores = tl.dot(keys.to(queries.dtype), queries, input_precision="ieee") * scale
-        distance = own[None, :] - position[:, None]
-        scores = tl.where((distance >= 0) & (distance < window) & is_read[:, None], scores, float("-inf"))
+        position = block_start + tl.arange(0, BLOCK_KV)[:, None]
+        distance = own[None, :] - position
+        scores = tl.where((distance >= 0) & (distance < window) & (position < stop), scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 0))
         base = tl.where(new_best == float("-inf"), 0.0, new_best)
         weights = tl.exp2(scores - base[None, :])
@@ -119,7 +132,7 @@ def split_kernel(
     window: tl.tensor,
     table_width: tl.tensor,
     splits: tl.tensor,
-    most_splits: tl.tensor,
+    most_log2: tl.tensor,
     smallest: tl.tensor,
     GROUP: tl.constexpr,
     GROUP_POW2: tl.constexpr,
@@ -145,7 +158,7 @@ def split_kernel(
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
-    length = split_length(context, most_splits, smallest, UNIT)
+    length = split_length(context, most_log2, smallest, UNIT)
     if (num_rows > BLOCK_ROWS) | (split * length >= context):
         return
     column = tl.arange(0, COLUMNS)
@@ -153,8 +166,10 @@ def split_kernel(
     exists = (row < num_rows) & (group_head < GROUP)
     head = kv_head * GROUP + group_head
     channel = tl.arange(0, DIM_POW2)[:, None]
-    at = (first_row + row).to(tl.int64) * (KV_HEADS * GROUP) + head
-    queries = tl.load(query + at[None, :] * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0)
+    at = (first_row + row) * (KV_HEADS * GROUP) + head
+    queries = tl.load(
+        query + at[None, :].to(tl.int64) * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0
+    )
     own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
     if FP8:  # e4m3 is exact in fp16, not the other way round
         queries = queries.to(tl.float16)
@@ -187,9 +202,9 @@ def split_kernel(
     some = tl.where(total == 0.0, 1.0, total)
     mean = mean / some[None, :]
     if length >= context:  # nothing to merge
-        store_heads(out, scales, at, tl.trans(mean), exists, query, DIM, DIM_POW2, QUANTISED)
+        store_heads(out, scales, at.to(tl.int64), tl.trans(mean), exists, query, DIM, DIM_POW2, QUANTISED)
     else:
-        place = ((sequence * BLOCK_ROWS + row).to(tl.int64) * (KV_HEADS * GROUP) + head) * splits + split
+        place = ((sequence * BLOCK_ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
         tl.store(partial + place[None, :] * DIM + channel, mean, mask=exists[None, :] & (channel < DIM))
         tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 
@@ -204,7 +219,7 @@ def merge_kernel(
     out: tl.tensor,
     scales: tl.tensor,
     splits: tl.tensor,
-    most_splits: tl.tensor,
+    most_log2: tl.tensor,
     smallest: tl.tensor,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -221,12 +236,11 @@ def merge_kernel(
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
-    length = split_length(context, most_splits, smallest, UNIT)
+    length = split_length(context, most_log2, smallest, UNIT)
     if (num_rows > BLOCK_ROWS) | (row >= num_rows) | (length >= context):
         return
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     first = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits
-    used = tl.cdiv(context, length)
-    mean = merged(partial, partial_log, first, head < HEADS, used, DIM, DIM_POW2, AT_ONCE)
+    mean = merged(partial, partial_log, first, head < HEADS, context, length, DIM, DIM_POW2, AT_ONCE)
     at = (first_row + row).to(tl.int64) * HEADS + head
     store_heads(out, scales, at, mean, head < HEADS, query, DIM, DIM_POW2, QUANTISED)

@@ -12,7 +12,7 @@ MAX_SPLIT_PROGRAMS = 4096  # of a batch: one that finds no work leaves at once, 
 SCRATCH_BYTES = 256 * 2**20  # of the splits' sums; 32 sequences of one row and 32 heads of 128 take 16.9 MB
 SPLIT_UNIT = 64  # a split is so many positions or a multiple: one step
 MAX_SMALLEST_SPLIT = 512  # positions, where there are programs enough: fewer sums to write
-FEW_SUMS = 512  # of rows times heads: up to here programs that merge one each do not wait for one another
+FEW_SUMS = 256  # of rows times heads: up to here programs that merge one each do not wait for one another
 INVARIANT_ROWS = 4  # of every tile of batch-invariant attention: a verification's; with eight heads each 32 columns
 INVARIANT_SPLIT = 512  # positions of its splits: smaller ones make more sums to write, larger ones idle processors
 
@@ -67,8 +67,8 @@ def has_chunks(most: int) -> bool:
 def most_splits(num_programs: int, num_sums: int, head_dim: int) -> int:
     """Into how many splits a context may be cut, a power of two.
 
-    `num_programs`: without splits, sequences times KV heads. `num_sums`: sequences times rows times heads, each of which
-    has a sum of `head_dim` values in every split.
+    `num_programs`: without splits, sequences times KV heads. `num_sums`: sequences times rows times heads, each of
+    which has a sum of `head_dim` values in every split.
     """
     fitting = max(1, SCRATCH_BYTES // (max(num_sums, 1) * (head_dim + 1) * 4))
     useful = max(4, MAX_SPLIT_PROGRAMS // max(num_programs, 1))
@@ -91,7 +91,7 @@ def num_splits(max_context: int, most: int, smallest: int) -> int:
 
 
 def merge_tile(num_sums: int) -> MergeTile:
-    """How splits are merged: with few sums, of rows times heads, each has a program that reads all its splits at once."""
+    """How the splits of so many sums are merged: of few, each has a program, which reads all splits at once."""
     if num_sums <= FEW_SUMS:
         return MergeTile(block_heads=1, at_once=MAX_SPLITS, num_warps=8)
     return MergeTile(block_heads=4, at_once=8, num_warps=4)

@@ -163,7 +163,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     split_kernel[(num_sequences, kv.num_kv_heads, splits)](
         *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
-        *(*scale_window, table_width, splits, most, smallest),
+        *(*scale_window, table_width, splits, most.bit_length() - 1, smallest),
         **shape_constants(num_heads, kv),
         **split_constants(tile, is_quantised=out.is_quantised),
         **tile.options,
@@ -171,7 +171,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     if splits > 1:
         merge_kernel[(num_sequences * rows, triton.cdiv(num_heads, merging.block_heads))](
             *(query, partial, partial_log, batch.row_starts, batch.context_lens, *out.tensors),
-            *(splits, most, smallest),
+            *(splits, most.bit_length() - 1, smallest),
             UNIT=SPLIT_UNIT,
             **merge_constants(num_heads, head_dim, rows, merging, is_quantised=out.is_quantised),
             **merging.options,
