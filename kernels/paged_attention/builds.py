@@ -48,7 +48,7 @@ def builds() -> Iterator[Build]:
 
 
 def _split(name: str, rows: int, kv: KVLayer, inputs: dict[str, str], out: str) -> Build:
-    tile = split_tile(rows, _HEADS // _KV_HEADS, torch.bfloat16.itemsize)
+    tile = split_tile(rows, _HEADS // _KV_HEADS, torch.bfloat16.itemsize, kv.value.itemsize)
     integers = ("window", "table_width", "splits", "most_log2", "smallest")
     return Build(
         name=name,

@@ -59,7 +59,7 @@ def paged_attention(
 
 def invariant_tile(group: int, itemsize: int) -> AttentionTile:
     """The one tile of every row, by the shape of the heads alone."""
-    return split_tile(INVARIANT_ROWS, group, itemsize)
+    return split_tile(INVARIANT_ROWS, group, itemsize, itemsize)
 
 
 def tile_constants(tile: AttentionTile) -> dict[str, int]:

@@ -97,14 +97,14 @@ def merge_tile(num_sums: int) -> MergeTile:
     return MergeTile(block_heads=4, at_once=8, num_warps=4)
 
 
-def split_tile(rows: int, group: int, itemsize: int) -> AttentionTile:
+def split_tile(rows: int, group: int, itemsize: int, cache_itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
-    Positions fill the 64 lines of wgmma, rows times heads are its narrow side.
+    Positions fill the 64 lines of wgmma, rows times heads are its narrow side. What FP8 turns into lies in registers.
     """
     if itemsize == 4:  # no tensor cores: small enough not to spill
         return AttentionTile(block_rows=rows, block_kv=32, num_warps=4, num_stages=2)
-    num_warps = 8 if rows * group > 32 else 4
+    num_warps = 8 if rows * group > 32 or cache_itemsize == 1 else 4
     return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
 
 

@@ -157,7 +157,8 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     num_sums = num_sequences * rows * num_heads
     most, smallest = most_splits(num_programs, num_sums, head_dim), smallest_split(num_programs)
     splits = num_splits(table_width * kv.block_size, most, smallest)
-    tile, merging = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize), merge_tile(num_sums)
+    tile = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize, kv.value.itemsize)
+    merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
     partial = torch.empty(*partial_shape, head_dim, dtype=torch.float32, device=query.device)
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)

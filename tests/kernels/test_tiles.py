@@ -97,7 +97,7 @@ def test_attention_is_cut_by_the_context_and_the_group() -> None:
     assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
     assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
     assert [num_splits(context, 32, 256) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
-    assert split_tile(8, 8, 2).num_warps == 8 and split_tile(4, 8, 2).num_warps == 4
+    assert [split_tile(rows, 8, 2, cache).num_warps for rows, cache in ((4, 2), (8, 2), (4, 1))] == [4, 8, 8]
     assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
 
 
