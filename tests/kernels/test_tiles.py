@@ -106,6 +106,7 @@ def test_few_sequences_are_cut_finer_than_many() -> None:
     assert [smallest_split(4 * n) for n in (1, 8, 16, 32, 64, 512)] == [64, 64, 128, 256, 512, 512]
     assert [most_splits(4 * n, 32 * n, 128) for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
     assert most_splits(4 * 256, 256 * 8 * 32, 128) == 4 and most_splits(4, 1 << 19, 128) == 1
+    assert all(SPLIT_UNIT % split_tile(rows, 8, size, size).block_kv == 0 for rows in (1, 8) for size in (2, 4))
     assert merge_tile(4 * 32).at_once == most_splits(4, 4 * 32, 128) and merge_tile(128 * 32).block_heads > 1
 
 
