@@ -15,7 +15,14 @@ from kernels import native
 from kernels.gate import sigmoid_group_topk
 from kernels.grouped_swiglu import PackedExperts, grouped_swiglu, pack_experts
 from kernels.linear import PackedWeight, linear_fp32_out, pack_fp8_weight, pack_weight
-from kernels.paged_attention import WHOLE_CONTEXT, KVLayer, allocate_kv_layer, paged_attention
+from kernels.paged_attention import (
+    WHOLE_CONTEXT,
+    KVLayer,
+    allocate_kv_layer,
+    paged_attention,
+    paged_attention_quantised,
+)
+from kernels.quantise import quantise_blocks
 from kernels.quantise.formats import Scaling
 
 from .conftest import running
@@ -169,6 +176,22 @@ def test_scratch_memory_that_runs_out_changes_nothing(
     roomy = world.attend(parts)
     monkeypatch.setattr("kernels.paged_attention.invariant.tiles_at_once", lambda *_: 2)
     assert all(torch.equal(a, b) for a, b in zip(world.attend(parts), roomy, strict=True))
+
+
+def test_results_in_fp8_are_the_quantised_results(
+    invariant: None, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.paged_attention.invariant.INVARIANT_SPLIT", 64)
+    kv = allocate_kv_layer(6, 16, 1, 128, torch.float32, draw.device)
+    contexts = torch.tensor([70, 6], dtype=torch.int32)
+    tables = scattered(draw, contexts.tolist(), kv)
+    query = torch.randn(8, 3, 128, generator=draw)
+    positions = torch.tensor([*range(64, 70), 4, 5], dtype=torch.int32)
+    arguments = (query, kv, tables, torch.tensor([0, 6, 8], dtype=torch.int32), contexts, positions, 0.1)
+    for ours, expected in zip(
+        paged_attention_quantised(*arguments), quantise_blocks(paged_attention(*arguments)), strict=True
+    ):
+        assert torch.equal(ours.float(), expected.float())
 
 
 def test_attention_varies_where_nothing_is_promised(varying: None, draw: torch.Generator) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,13 +14,17 @@ from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile,
 from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
 from kernels.linear.tiles import num_splits as linear_splits
 from kernels.linear.tiles import split_tile as linear_split_tile
+from kernels.paged_attention.split_kernel import split_length
 from kernels.paged_attention.tiles import (
     MAX_VERIFY_ROWS,
+    SPLIT_UNIT,
     chunk_tile,
     has_chunks,
+    merge_tile,
     most_rows,
     most_splits,
     num_splits,
+    smallest_split,
     split_tile,
     verify_rows,
 )
@@ -119,7 +125,30 @@ def test_every_sequence_is_few_rows_or_a_chunk(rows: list[int]) -> None:
 def test_attention_is_cut_by_the_context_and_the_group() -> None:
     assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
     assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
-    assert [num_splits(context, 32) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
-    assert most_splits(32 * 1 * 32, 128) == 32 and most_splits(256 * 8 * 32, 128) == 4
-    assert split_tile(8, 8, 2).num_warps == 8 and split_tile(4, 8, 2).num_warps == 4
+    assert [num_splits(context, 32, 256) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
+    assert [split_tile(rows, 8, 2, cache).num_warps for rows, cache in ((4, 2), (8, 2), (4, 1))] == [4, 8, 8]
     assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
+
+
+def test_few_sequences_are_cut_finer_than_many() -> None:
+    """By sequences times KV heads, four here, and by the sums that the scratch memory holds."""
+    assert [smallest_split(4 * n) for n in (1, 8, 16, 32, 64, 512)] == [64, 64, 128, 256, 512, 512]
+    assert [most_splits(4 * n, 32 * n, 128) for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
+    assert most_splits(4 * 256, 256 * 8 * 32, 128) == 4 and most_splits(4, 1 << 19, 128) == 1
+    assert all(SPLIT_UNIT % split_tile(rows, 8, size, size).block_kv == 0 for rows in (1, 8) for size in (2, 4))
+    assert merge_tile(4 * 32).at_once == most_splits(4, 4 * 32, 128) and merge_tile(128 * 32).block_heads > 1
+
+
+@given(context=st.integers(1, 1 << 20), num_sequences=st.integers(1, 600))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_splits_of_any_context_are_launched(triton_backend: str, context: int, num_sequences: int) -> None:
+    most, smallest = most_splits(4 * num_sequences, 32 * num_sequences, 128), smallest_split(4 * num_sequences)
+    length = torch.zeros(1, dtype=torch.int32)
+    _length[(1,)](length, context, most.bit_length() - 1, smallest, UNIT=SPLIT_UNIT)
+    assert length % SPLIT_UNIT == 0 and length >= smallest
+    assert -(-context // int(length)) <= num_splits(context, most, smallest)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _length(out, context, most_log2, smallest, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(out, split_length(context, most_log2, smallest, UNIT))
