@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.linear.tiles import Tile
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 
@@ -67,6 +67,7 @@ def quantising_down_kernel(
         block_scale = tl.load(weight_scale_at + tl.minimum(step + 1, NUM_SCALES - 1))  # no product waits for it
     is_wanted = exists & (outs < HIDDEN)[None, :]
     out_at = out + row.to(tl.int64)[:, None] * HIDDEN + outs[None, :]
+    release_next()
     tl.store(out_at, tl.trans(sums).to(out.dtype.element_ty), mask=is_wanted)
 
 

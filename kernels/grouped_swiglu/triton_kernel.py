@@ -19,7 +19,7 @@ from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
 from kernels.permute import RowOrder
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
@@ -92,6 +92,7 @@ def gate_up_kernel(
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
+    release_next()
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
@@ -141,6 +142,7 @@ def down_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
+    release_next()
     tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
