@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kernels import native
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ LOGITS_OPTIONS = launch_options(num_warps=4)
 CHOOSE_OPTIONS = launch_options(num_warps=1)  # 256 scores are eight a lane; reductions stay within the warp
 
 
+@launched
 @triton.jit
 def partial_logits_kernel(
     hidden: tl.tensor,
@@ -74,6 +76,7 @@ def _value(keys: tl.tensor) -> tl.tensor:
     return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
 
 
+@launched
 @triton.jit
 def choose_kernel(
     partial: tl.tensor,

@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
 
 
+@launched
 @triton.jit
 def tile_map_kernel(
     counts: tl.tensor,

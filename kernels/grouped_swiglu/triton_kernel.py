@@ -16,6 +16,7 @@ import triton.language as tl
 from kernels import native
 from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.launched import launched
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
@@ -24,6 +25,7 @@ from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise
 
 
+@launched
 @triton.jit
 def gate_up_kernel(
     x: tl.tensor,
@@ -87,6 +89,7 @@ def gate_up_kernel(
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
+@launched
 @triton.jit
 def down_kernel(
     inner: tl.tensor,

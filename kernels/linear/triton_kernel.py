@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.launched import launched
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile
 from kernels.overlap import await_previous
@@ -21,6 +22,7 @@ from kernels.quantise.triton_kernel import quantise
 GROUP = 8  # row tiles that read the same weights one after the other, while these are in the L2 cache
 
 
+@launched
 @triton.jit
 def linear_kernel(
     x: tl.tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.split_kernel import load_kv
 
@@ -66,6 +67,7 @@ def step(
     return new_best, total, mean
 
 
+@launched
 @triton.jit
 def chunk_kernel(
     query: tl.tensor,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
 from kernels.paged_attention.split_kernel import split_sums
 
 
+@launched
 @triton.jit
 def tile_split_kernel(
     query: tl.tensor,
@@ -100,6 +102,7 @@ def tile_split_kernel(
     tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 
 
+@launched
 @triton.jit
 def merge_tiles_kernel(
     partial: tl.tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 
@@ -82,6 +83,7 @@ def split_sums(
     return best, total, mean
 
 
+@launched
 @triton.jit
 def split_kernel(
     query: tl.tensor,
@@ -167,6 +169,7 @@ def split_kernel(
     tl.store(partial_log + place, log, mask=exists)
 
 
+@launched
 @triton.jit
 def merge_kernel(
     partial: tl.tensor,

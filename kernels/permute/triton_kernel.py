@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 CHUNK = 128  # copies that a program places
@@ -25,6 +26,7 @@ OFFSETS_OPTIONS = launch_options(num_warps=8)
 ROW_OPTIONS = launch_options(num_warps=4)
 
 
+@launched
 @triton.jit
 def compare_kernel(
     ids: tl.tensor,
@@ -62,6 +64,7 @@ def compare_kernel(
         tl.store(counts + expert, total, mask=expert < NUM_EXPERTS)
 
 
+@launched
 @triton.jit
 def histogram_kernel(
     ids: tl.tensor,
@@ -81,6 +84,7 @@ def histogram_kernel(
     tl.store(histograms + tl.program_id(0) * NUM_EXPERTS + expert, found, mask=expert < NUM_EXPERTS)
 
 
+@launched
 @triton.jit
 def offsets_kernel(
     histograms: tl.tensor,
@@ -110,6 +114,7 @@ def offsets_kernel(
         passed += tl.sum(count, 0)
 
 
+@launched
 @triton.jit
 def place_kernel(
     ids: tl.tensor,
@@ -136,6 +141,7 @@ def place_kernel(
     tl.store(places + own, tl.where(own_id < 0, -1, rank), mask=own < num_copies)
 
 
+@launched
 @triton.jit
 def gather_kernel(
     hidden: tl.tensor,
@@ -155,6 +161,7 @@ def gather_kernel(
         tl.store(rows + place * WIDTH + column, value, mask=column < tl.where(place < 0, 0, WIDTH))
 
 
+@launched
 @triton.jit
 def combine_kernel(
     rows: tl.tensor,

@@ -13,11 +13,13 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
 
+@launched
 @triton.jit
 def rms_norm_kernel(
     residual: tl.tensor,

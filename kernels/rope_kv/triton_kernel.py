@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention import KVLayer
 
@@ -19,6 +20,7 @@ BLOCK_HEADS = 8  # heads of a program: five programs a row of 32 + 2 * 4 heads
 OPTIONS = launch_options(num_warps=4)
 
 
+@launched
 @triton.jit
 def qk_norm_rope_kv_kernel(
     qkv: tl.tensor,

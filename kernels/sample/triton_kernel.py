@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _key(logits: tl.tensor, ids: tl.tensor) -> tl.tensor:
     return (ordered.to(tl.int64) << 20) | (0xFFFFF - ids).to(tl.int64)
 
 
+@launched
 @triton.jit
 def candidates_kernel(
     logits: tl.tensor,
@@ -260,6 +262,7 @@ def _draw_by_rank(
     return 0xFFFFF - (drawn & 0xFFFFF).to(tl.int32)
 
 
+@launched
 @triton.jit
 def draw_kernel(
     logits: tl.tensor,
@@ -301,6 +304,7 @@ def draw_kernel(
     tl.store(ids + row, token.to(tl.int64))
 
 
+@launched
 @triton.jit
 def accept_kernel(
     token_ids: tl.tensor, draft_ids: tl.tensor, row_starts: tl.tensor, accepted: tl.tensor, AT_ONCE: tl.constexpr
