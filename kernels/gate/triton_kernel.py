@@ -8,6 +8,7 @@ A logit is SPLITS chains of fp32 additions, each in the order of H, so a row's a
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -163,6 +164,7 @@ def sigmoid_group_topk(
     return ids, weights
 
 
+@cache
 def logits_constants(num_rows: int, num_experts: int, width: int) -> dict[str, int]:
     """What `partial_logits_kernel` is compiled with. Sixty-four rows a program where there are as many."""
     return {
@@ -175,6 +177,7 @@ def logits_constants(num_rows: int, num_experts: int, width: int) -> dict[str, i
     }
 
 
+@cache
 def choose_constants(num_experts: int, shape: GateShape) -> dict[str, int | bool]:
     """What `choose_kernel` is compiled with."""
     group_size = num_experts // shape.num_expert_groups

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from kernels.linear.tiles import Tile, padded_rows, steps_in_flight
 from kernels.quantise.formats import Scaling
 
@@ -16,6 +18,7 @@ def rows_per_tile(num_rows: int, num_experts: int, itemsize: int, scaling: Scali
     return min(padded_rows(2 * mean), padded_rows(num_rows), most)
 
 
+@cache
 def gate_up_tile(block_rows: int, itemsize: int, scaling: Scaling) -> Tile:
     """The tile of gate and up: two weights beside the rows. Block-wise it holds 128 outputs, a scale's worth."""
     if itemsize == 4:
@@ -29,6 +32,7 @@ def gate_up_tile(block_rows: int, itemsize: int, scaling: Scaling) -> Tile:
     return Tile(block_rows=block_rows, block_out=128, block_in=128 // itemsize, num_warps=8, num_stages=4)
 
 
+@cache
 def down_tile(block_rows: int, itemsize: int) -> Tile:
     """The tile of down: a short walk over I for many outputs."""
     if itemsize == 4:

@@ -8,6 +8,7 @@ FLOP: 6 * R * H * I; a prefill of 128 rows an expert does 256 operations a byte 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -188,6 +189,7 @@ def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torc
     return (rows, rows) if scaling is Scaling.NONE else quantise(rows, scaling)
 
 
+@cache
 def gate_up_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
     """What `gate_up_kernel` is compiled with."""
     return {
@@ -200,6 +202,7 @@ def gate_up_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> 
     }
 
 
+@cache
 def down_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
     """What `down_kernel` is compiled with."""
     scales = num_scales(hidden, inner, scaling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.launch import launch_options
 
@@ -54,6 +55,7 @@ def steps_in_flight(rows: int, outs: int, step_bytes: int) -> int:
     return min(5, shared) if shared >= 3 else 4
 
 
+@cache
 def linear_tile(num_rows: int, num_out: int, itemsize: int) -> Tile:
     """The tile of a product of `num_rows` rows with a weight of `num_out` outputs, elements of `itemsize` bytes.
 

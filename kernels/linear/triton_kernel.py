@@ -7,6 +7,8 @@ FP8 products are summed in fp32 outside of the tensor core after each 128 channe
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -92,6 +94,7 @@ def linear_fp8(
     return _launch(x, x_scale, weight, weight_scale, out_dtype)
 
 
+@cache
 def constants(num_out: int, num_in: int, scaling: Scaling, tile: Tile) -> dict[str, int | str | bool]:
     """The constants that `linear_kernel` is compiled with."""
     return {"NUM_OUT": num_out, "NUM_IN": num_in, "SCALING": scaling.value, "GROUP": GROUP, **tile.constants()}

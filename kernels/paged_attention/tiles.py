@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.launch import launch_options
 
@@ -63,6 +64,7 @@ def num_splits(max_context: int, most: int) -> int:
     return min(most, max(1, -(-max_context // SMALLEST_SPLIT)))
 
 
+@cache
 def split_tile(rows: int, group: int, itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
@@ -74,6 +76,7 @@ def split_tile(rows: int, group: int, itemsize: int) -> AttentionTile:
     return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
 
 
+@cache
 def chunk_tile(group: int, itemsize: int) -> AttentionTile:
     """The tile of a prefill chunk: 128 rows times heads, so that the heads of a group share what is read.
 

@@ -8,6 +8,7 @@ a chunk's tile of sixteen rows does 128 and is bound by wgmma. A row's sums depe
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -70,23 +71,32 @@ def paged_attention(query: torch.Tensor, kv: KVLayer, batch: Batch, scale: float
 
 def shape_constants(num_heads: int, kv: KVLayer) -> dict[str, int | bool]:
     """What both kernels are compiled with for a shape of heads and cache."""
-    group = num_heads // kv.num_kv_heads
+    return _shape_constants(num_heads, kv.num_kv_heads, kv.head_dim, kv.block_size, kv.key_scale is not None)
+
+
+@cache
+def _shape_constants(
+    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, is_fp8: bool
+) -> dict[str, int | bool]:
+    group = num_heads // num_kv_heads
     return {
         "GROUP": group,
         "GROUP_POW2": triton.next_power_of_2(group),
-        "KV_HEADS": kv.num_kv_heads,
-        "DIM": kv.head_dim,
-        "DIM_POW2": max(16, triton.next_power_of_2(kv.head_dim)),
-        "BLOCK_SIZE": kv.block_size,
-        "FP8": kv.key_scale is not None,
+        "KV_HEADS": num_kv_heads,
+        "DIM": head_dim,
+        "DIM_POW2": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_SIZE": block_size,
+        "FP8": is_fp8,
     }
 
 
+@cache
 def split_constants(tile: AttentionTile) -> dict[str, int]:
     """What `split_kernel` is compiled with beside that."""
     return {"SMALLEST_SPLIT": SMALLEST_SPLIT, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
 
 
+@cache
 def merge_constants(num_heads: int, head_dim: int, rows: int) -> dict[str, int]:
     """What `merge_kernel` is compiled with."""
     return {
@@ -99,6 +109,7 @@ def merge_constants(num_heads: int, head_dim: int, rows: int) -> dict[str, int]:
     }
 
 
+@cache
 def chunk_constants(tile: AttentionTile) -> dict[str, int]:
     """What `chunk_kernel` is compiled with beside the shape."""
     return {"MORE_THAN": MAX_VERIFY_ROWS, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}

@@ -8,6 +8,8 @@ FLOP: T * K * T * K comparisons for a decode, T * K * BLOCK / 2 for a prefill; 2
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -222,6 +224,7 @@ def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.T
     return out
 
 
+@cache
 def row_constants(top_k: int, width: int) -> dict[str, int]:
     """What `gather_kernel` and `combine_kernel` are compiled with: sixteen bytes of bf16 a lane."""
     return {"TOP_K": top_k, "WIDTH": width, "BLOCK_WIDTH": min(1024, triton.next_power_of_2(width))}

@@ -6,6 +6,8 @@ FLOP: about 3 * T * K. A row's answer depends on nothing but the row.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -61,6 +63,7 @@ def quantise(x: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Ten
     return values, scales
 
 
+@cache
 def constants(width: int, scaling: Scaling) -> dict[str, int | float]:
     """The constants that `quantise_kernel` is compiled with."""
     return {
@@ -72,6 +75,7 @@ def constants(width: int, scaling: Scaling) -> dict[str, int | float]:
     }
 
 
+@cache
 def options(width: int) -> dict[str, int | bool]:
     """How a row of this width is launched: sixteen bytes of bf16 a lane at least, eight warps at most."""
     return launch_options(min(8, max(1, triton.next_power_of_2(width) // 256)))

@@ -8,6 +8,8 @@ A row's sums run in one order whatever the batch.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -84,6 +86,7 @@ def rms_norm_quantised(
     return out, scales
 
 
+@cache
 def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | float | bool]:
     """What `rms_norm_kernel` is compiled with."""
     return {
@@ -96,6 +99,7 @@ def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | flo
     }
 
 
+@cache
 def options(width: int) -> dict[str, int | bool]:
     """How a row is launched: sixteen bytes of bf16 a lane at least, eight warps at most."""
     return launch_options(min(8, max(1, triton.next_power_of_2(width) // 256)))
