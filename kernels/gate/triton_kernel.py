@@ -154,7 +154,7 @@ def sigmoid_group_topk(
         # Sixteen rows a program whatever there are: a prompt then reads the weights out of L2 more often.
         constants = logits_constants(1 if native.is_batch_invariant() else num_rows, *weight.shape)
         partial = torch.empty(SPLITS, num_rows, num_experts, dtype=torch.float32, device=hidden.device)
-        grid = (triton.cdiv(num_rows, constants["BLOCK_ROWS"]), triton.cdiv(num_experts, BLOCK_EXPERTS), SPLITS)
+        grid = (-(-num_rows // constants["BLOCK_ROWS"]), -(-num_experts // BLOCK_EXPERTS), SPLITS)
         partial_logits_kernel[grid](hidden, weight, partial, num_rows, **constants, **LOGITS_OPTIONS)
         choose_kernel[(num_rows,)](
             *(partial, bias, ids, weights, shape.scale, num_rows),

@@ -164,10 +164,10 @@ def grouped_swiglu(
     x, x_scale = _quantised(rows, scaling)
     inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
-    num_blocks = triton.cdiv(inner_size, FP8_BLOCK)
+    num_blocks = -(-inner_size // FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
     tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
-    gate_up_kernel[(len(tiles) * triton.cdiv(inner_size, tile.block_out),)](
+    gate_up_kernel[(tiles.shape[0] * -(-inner_size // tile.block_out),)](
         *(x, x_scale, gate_up, gate_up_scales, inner, inner_scale, tiles),
         **gate_up_constants(hidden, inner_size, scaling, tile),
         **tile.options,
@@ -176,7 +176,7 @@ def grouped_swiglu(
         inner, inner_scale = quantise(inner, scaling)
     out = torch.empty_like(rows)
     tile = down_tile(block_rows, gate_up.itemsize)
-    down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+    down_kernel[(tiles.shape[0] * -(-hidden // tile.block_out),)](
         *(inner, inner_scale, down, down_scales, out, tiles),
         **down_constants(hidden, inner_size, scaling, tile),
         **tile.options,

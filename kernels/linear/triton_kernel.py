@@ -113,7 +113,7 @@ def _launch(
         rows = INVARIANT_ROWS if native.is_batch_invariant() else num_rows
         tile = linear_tile(rows, num_out, weight.itemsize)
         scaling = Scaling.NONE if weight_scale is None else Scaling.of(weight, weight_scale)
-        num_programs = triton.cdiv(num_rows, tile.block_rows) * triton.cdiv(num_out, tile.block_out)
+        num_programs = -(-num_rows // tile.block_rows) * -(-num_out // tile.block_out)
         linear_kernel[(num_programs,)](
             x,
             out if x_scale is None else x_scale,

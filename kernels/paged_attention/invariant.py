@@ -31,7 +31,7 @@ def paged_attention(query: torch.Tensor, kv: KVLayer, batch: Batch, scale: float
     num_sequences, table_width = batch.block_tables.shape
     out = torch.empty_like(query)
     tile = invariant_tile(num_heads // kv.num_kv_heads, query.itemsize)
-    splits = triton.cdiv(table_width * kv.block_size, INVARIANT_SPLIT)
+    splits = -(-table_width * kv.block_size // INVARIANT_SPLIT)
     num_tiles = num_rows // tile.block_rows + num_sequences if num_rows else 0  # at most: the host knows no rows
     for first, count in _parts(num_tiles, tiles_at_once(tile.block_rows * num_heads * splits, head_dim)):
         shape = (count, tile.block_rows, num_heads, splits)

@@ -191,12 +191,12 @@ def expert_order(ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, tor
     """See `kernels.permute.expert_order`."""
     counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
     places, num_copies = torch.empty_like(ids), ids.numel()
-    num_chunks = triton.cdiv(num_copies, CHUNK)
+    num_chunks = -(-num_copies // CHUNK)
     if num_copies <= MAX_COMPARED:
-        grid = (num_chunks + triton.cdiv(num_experts, CHUNK),)
+        grid = (num_chunks + -(-num_experts // CHUNK),)
         compare_kernel[grid](ids, counts, places, num_copies, num_experts, CHUNK, OTHERS, **ORDER_OPTIONS)
         return counts, places
-    num_blocks, experts_pow2 = triton.cdiv(num_copies, BLOCK), triton.next_power_of_2(num_experts)
+    num_blocks, experts_pow2 = -(-num_copies // BLOCK), triton.next_power_of_2(num_experts)
     offsets = torch.empty(num_blocks, num_experts, dtype=torch.int32, device=ids.device)
     histogram_kernel[(num_blocks,)](ids, offsets, num_copies, num_experts, experts_pow2, BLOCK, **ORDER_OPTIONS)
     offsets_kernel[(1,)](offsets, counts, num_blocks, num_experts, experts_pow2, BLOCKS_AT_ONCE, **OFFSETS_OPTIONS)
@@ -231,4 +231,4 @@ def row_constants(top_k: int, width: int) -> dict[str, int]:
 
 
 def _row_grid(num_rows: int, constants: dict[str, int]) -> tuple[int, int]:
-    return num_rows, triton.cdiv(constants["WIDTH"], constants["BLOCK_WIDTH"])
+    return num_rows, -(-constants["WIDTH"] // constants["BLOCK_WIDTH"])

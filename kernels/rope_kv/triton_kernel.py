@@ -128,7 +128,7 @@ def qk_norm_rope_kv(
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] // kv.head_dim
     query = qkv.new_empty(num_rows, num_heads - 2 * kv.num_kv_heads, kv.head_dim)
     if num_rows:
-        qk_norm_rope_kv_kernel[(num_rows, triton.cdiv(num_heads, BLOCK_HEADS))](
+        qk_norm_rope_kv_kernel[(num_rows, -(-num_heads // BLOCK_HEADS))](
             *(qkv, qkv if query_weight is None else query_weight, qkv if key_weight is None else key_weight),
             *(cos_sin, positions, slots, kv.key, kv.value),
             *(cos_sin if scale is None else scale for scale in (kv.key_scale, kv.value_scale)),
