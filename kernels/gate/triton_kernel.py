@@ -30,7 +30,7 @@ CHOOSE_OPTIONS = launch_options(num_warps=1)  # 256 scores are eight a lane; red
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def partial_logits_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
@@ -78,7 +78,7 @@ def _value(keys: tl.tensor) -> tl.tensor:
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def choose_kernel(
     partial: tl.tensor,
     bias: tl.tensor,

@@ -21,7 +21,7 @@ _CHUNK = 32  # tiles that a program writes at once
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def tile_map_kernel(
     counts: tl.tensor,
     tiles: tl.tensor,

@@ -25,7 +25,7 @@ GROUP = 8  # row tiles that read the same weights one after the other, while the
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,

@@ -68,7 +68,7 @@ def step(
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "num_sequences"])
 def chunk_kernel(
     query: tl.tensor,
     key: tl.tensor,

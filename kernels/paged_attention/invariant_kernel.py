@@ -17,7 +17,7 @@ from kernels.paged_attention.split_kernel import split_sums
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "num_sequences", "first_tile", "splits"])
 def tile_split_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -103,7 +103,7 @@ def tile_split_kernel(
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "first_tile", "splits"])
 def merge_tiles_kernel(
     partial: tl.tensor,
     partial_log: tl.tensor,

@@ -84,7 +84,7 @@ def split_sums(
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "splits", "most_splits"])
 def split_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -170,7 +170,7 @@ def split_kernel(
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "most_splits"])
 def merge_kernel(
     partial: tl.tensor,
     partial_log: tl.tensor,
