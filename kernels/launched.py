@@ -31,8 +31,7 @@ class _Compiled(NamedTuple):
     function: int
     metadata: Any
     constants: tuple[object, ...]  # launchers want the parameters that are constants, too, but do not read them
-    current_stream: Callable[[int], int]
-    device: int
+    current_stream: Callable[[], int]
 
 
 class Launched:
@@ -58,13 +57,13 @@ class Launched:
     def _launch(self, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
         arguments: list[Any] = []
         key: list[object] = [*named, *named.values(), *args[self._num_arguments :]]
-        addresses, all_on_gpu = 0, True  # Triton refuses most memory of the host
+        addresses = device = 0
         for argument in args[: self._num_arguments]:
             kind = type(argument)
             if kind is _Tensor:
                 address = argument.data_ptr()
                 addresses |= address
-                all_on_gpu &= argument.is_cuda
+                device |= argument.get_device()  # -1 where one is the host's memory, most of which Triton refuses
                 arguments.append(address)
                 key.append(argument.dtype)
             elif kind is int and -_INT32 <= argument < _INT32:
@@ -79,14 +78,14 @@ class Launched:
         if addresses % 16:
             self.jitted[grid](*args, **named)
             return
-        key.append(all_on_gpu)
+        key.append(device)  # a binary is loaded for one device
         compiled = self._compiled.get(tuple(key))
         if compiled is None:
             self._first_launch(tuple(key), grid, args, named)
             return
-        run, function, metadata, constants, current_stream, device = compiled
+        run, function, metadata, constants, current_stream = compiled
         x, y, z = (*grid, 1, 1)[:3]
-        run(x, y, z, current_stream(device), function, metadata, None, None, None, *arguments, *constants)
+        run(x, y, z, current_stream(), function, metadata, None, None, None, *arguments, *constants)
 
     def _first_launch(
         self, key: tuple[object, ...], grid: tuple[int, ...], args: tuple[Any, ...], named: dict[str, Any]
@@ -101,6 +100,5 @@ class Launched:
             function=kernel.function,
             metadata=kernel.packed_metadata,
             constants=constants,
-            current_stream=driver.get_current_stream,
-            device=driver.get_current_device(),
+            current_stream=partial(driver.get_current_stream, driver.get_current_device()),
         )
