@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.grouped_swiglu.quantising_down import quantising_down_constants, quantising_down_kernel
 from kernels.grouped_swiglu.tile_map import tile_map
-from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
 from kernels.launched import launched
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
@@ -177,26 +176,17 @@ def grouped_swiglu(
     tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
     x, x_scale = _quantised(rows, scaling)
-    has_deferred_scales = defers_scales(len(tiles), block_rows, inner_size, scaling)
-    inner_dtype = torch.float32 if has_deferred_scales else x.dtype if scaling is Scaling.BLOCKS else rows.dtype
+    inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
     num_blocks = -(-inner_size // FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
-    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling, has_deferred_scales)
+    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
     gate_up_kernel[(len(tiles) * -(-inner_size // tile.block_out),)](
         *(x, x_scale, tiles if order is None else order.sources),
         *(gate_up, gate_up_scales, inner, inner_scale, tiles),
         **gate_up_constants(hidden, inner_size, scaling, tile, order is not None),
         **tile.options,
     )
-    if has_deferred_scales:
-        tile = quantising_down_tile(block_rows)
-        quantising_down_kernel[(len(tiles) * -(-hidden // tile.block_out),)](
-            *(inner, down, down_scales, out, tiles),
-            **quantising_down_constants(hidden, inner_size, tile),
-            **tile.options,
-        )
-        return out
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
     tile = down_tile(block_rows, gate_up.itemsize)

@@ -125,25 +125,6 @@ def test_fp8_matches_its_formula(
         assert error.median() < 1e-6 and error.max() < 5e-3
 
 
-def test_scales_are_the_same_wherever_they_are_found(
-    triton_backend: str, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With few tiles down quantises what gate and up leave in fp32: the same numbers, to the last bit."""
-    experts = fp8_experts(draw, 3, 256, 160, Scaling.BLOCKS)
-    rows, counts = torch.randn(7, 256, generator=draw), torch.tensor([1, 0, 6], dtype=torch.int32)
-    rows[0] *= 1e-12  # its scales are the smallest
-    rows[2, 3] = float("nan")
-    found = []
-    for defers in (True, False):
-        chosen: list[bool] = []
-        monkeypatch.setattr(
-            "kernels.grouped_swiglu.triton_kernel.defers_scales", lambda *_, d=defers, c=chosen: c.append(d) or d
-        )
-        found.append(grouped_swiglu(rows, counts, experts))
-        assert chosen == [defers]
-    assert found[0].isnan()[2].all() and torch.equal(found[0].nan_to_num(), found[1].nan_to_num())
-
-
 @pytest.mark.parametrize("scaling", [Scaling.BLOCKS, Scaling.CHANNELS])
 def test_nan_stays_in_its_row_of_fp8(gpu_backend: str, draw: torch.Generator, scaling: Scaling) -> None:
     experts = fp8_experts(draw, 2, 256, 160, scaling)

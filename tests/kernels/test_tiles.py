@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
-from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
 from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
 from kernels.linear.tiles import num_splits as linear_splits
 from kernels.linear.tiles import split_tile as linear_split_tile
@@ -87,15 +87,6 @@ def test_every_tile_fits_and_keeps_to_its_scales(num_rows: int, num_experts: int
             assert tile.block_in == 128 and 128 % tile.block_out == 0
     assert pair.block_rows == down.block_rows == rows
     assert scaling is not Scaling.BLOCKS or pair.block_out == 128
-
-
-def test_few_tiles_of_blocks_are_cut_into_twice_as_many_programs() -> None:
-    assert defers_scales(16, 16, 1024, Scaling.BLOCKS) and not defers_scales(17, 16, 1024, Scaling.BLOCKS)
-    assert not defers_scales(16, 32, 1024, Scaling.BLOCKS) and not defers_scales(16, 16, 1024, Scaling.CHANNELS)
-    pair, down = gate_up_tile(16, 1, Scaling.BLOCKS, True), quantising_down_tile(16)
-    assert pair.block_out == 64 and pair.block_in == down.block_in == 128
-    assert (16 + 2 * 64) * 128 * pair.num_stages <= 113 * 1024, "two programs share a multiprocessor"
-    assert (4 * 16 + 128) * 128 * down.num_stages <= 113 * 1024
 
 
 @given(counts=st.lists(st.integers(0, 70), min_size=1, max_size=9), block_rows=st.sampled_from([16, 32]))
