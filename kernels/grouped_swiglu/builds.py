@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from kernels.builds import Build
 from kernels.grouped_swiglu.tile_map import OPTIONS, tile_map_kernel
 from kernels.grouped_swiglu.tile_map import constants as tile_map_constants
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.grouped_swiglu.triton_kernel import down_constants, down_kernel, gate_up_constants, gate_up_kernel
 from kernels.linear.builds import FORMATS
+from kernels.linear.tiles import MAX_NARROW_ROWS
 from kernels.quantise.formats import Scaling
 
 _EXPERTS, _HIDDEN, _INNER = 256, 4096, 1024
@@ -28,33 +29,44 @@ def builds() -> Iterator[Build]:
     for kind, scaling in FORMATS.items():
         itemsize = 2 if scaling is Scaling.NONE else 1
         for block_rows in sorted({rows_per_tile(rows, _EXPERTS, itemsize, scaling) for rows in _ROWS}):
-            yield _gate_up(f"experts gate and up, {kind}, tiles of {block_rows} rows", block_rows, scaling)
-            name = f"shared expert gate and up, {kind}, tiles of {block_rows} rows"
-            yield _gate_up(name, block_rows, scaling, has_sources=False)
-            yield _down(f"experts down, {kind}, tiles of {block_rows} rows", block_rows, scaling)
+            tiles = f"{kind}, tiles of {block_rows} rows"
+            yield _gate_up(f"experts gate and up, {tiles}", block_rows, scaling)
+            yield _gate_up(f"shared expert gate and up, {tiles}", block_rows, scaling, num_experts=1)
+            yield _down(f"experts down, {tiles}", block_rows, scaling)
+            yield _down(f"shared expert down, {tiles}", block_rows, scaling, num_experts=1)
+            if block_rows <= MAX_NARROW_ROWS:
+                yield _gate_up(
+                    f"experts gate and up, {kind}, a few tiles of {block_rows} rows", block_rows, scaling, num_tiles=8
+                )
 
 
-def _gate_up(name: str, block_rows: int, scaling: Scaling, *, has_sources: bool = True) -> Build:
+def _gate_up(
+    name: str, block_rows: int, scaling: Scaling, *, num_experts: int = _EXPERTS, num_tiles: int = _EXPERTS
+) -> Build:
     operand, itemsize = ("*bf16", 2) if scaling is Scaling.NONE else ("*fp8e4nv", 1)
     tile = gate_up_tile(block_rows, itemsize, scaling)
+    ahead = tiles_ahead(num_tiles, num_experts, _HIDDEN, _INNER, itemsize, tile)
     inner = "*fp8e4nv" if scaling is Scaling.BLOCKS else "*bf16"
     return Build(
         name=name,
         kernel=gate_up_kernel,
         arguments={
             **{"x": operand, "x_scale": "*fp32", "sources": "*i32"},
-            **{"weight": operand, "weight_scale": "*fp32"},
+            **{"weight": operand, "weight_scale": "*fp32", "down": operand},
             **{"inner": inner, "inner_scale": "*fp32", "tiles": "*i32"},
         },
-        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile, has_sources),
+        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile, num_experts > 1, num_experts == 1, ahead),
         options=tile.options,
         is_matrix=True,
     )
 
 
-def _down(name: str, block_rows: int, scaling: Scaling) -> Build:
+def _down(name: str, block_rows: int, scaling: Scaling, *, num_experts: int = _EXPERTS) -> Build:
     operand, itemsize = ("*bf16", 2) if scaling is Scaling.NONE else ("*fp8e4nv", 1)
     tile = down_tile(block_rows, itemsize)
+    is_one = num_experts == 1
+    gate_up = gate_up_tile(block_rows, itemsize, scaling)
+    ahead = tiles_ahead(1, 1, _HIDDEN, _INNER, itemsize, gate_up) if is_one else 0
     return Build(
         name=name,
         kernel=down_kernel,
@@ -62,7 +74,7 @@ def _down(name: str, block_rows: int, scaling: Scaling) -> Build:
             **{"inner": operand, "inner_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
             **{"out": "*bf16", "tiles": "*i32"},
         },
-        constants=down_constants(_HIDDEN, _INNER, scaling, tile),
+        constants=down_constants(_HIDDEN, _INNER, scaling, tile, is_one, ahead),
         options=tile.options,
         is_matrix=True,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from kernels.linear.tiles import MAX_NARROW_ROWS, Tile, padded_rows, steps_in_flight
+from kernels.linear.tiles import MAX_NARROW_ROWS, TARGET_PROGRAMS, Tile, padded_rows, steps_in_flight
 from kernels.quantise.formats import Scaling
+
+L2_BYTES = 32 << 20  # of an H100's 50 MB, what may wait there: the rest is of what is read meanwhile
 
 
 @cache
@@ -24,6 +26,21 @@ def narrow_tile_rows(num_rows: int, num_experts: int) -> int:
     """What `rows_per_tile` says whatever the format: 16 or 32, or 0 where it may be more."""
     rows = rows_per_tile(num_rows, num_experts, 1, Scaling.BLOCKS)
     return rows if rows <= 32 else 0
+
+
+@cache
+def tiles_ahead(num_tiles: int, num_experts: int, hidden: int, inner: int, itemsize: int, gate_up: Tile) -> int:
+    """Of how many tiles the weights are brought to the L2 cache ahead of their products, none where that is no gain.
+
+    The only expert's, where all of it fits. Of several the weights of down, while programs of gate and up run at once.
+    """
+    num_programs, rest = divmod(inner, gate_up.block_out)
+    if rest or inner % 128 or hidden % 128 or gate_up.rows_left or itemsize == 4:
+        return 0
+    down_bytes = hidden * inner * itemsize
+    if num_experts == 1:
+        return int(3 * down_bytes <= L2_BYTES)
+    return L2_BYTES // down_bytes if num_tiles * num_programs <= TARGET_PROGRAMS else 0
 
 
 @cache

@@ -16,15 +16,28 @@ import triton.language as tl
 
 from kernels import native
 from kernels.grouped_swiglu.tile_map import tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.launched import launched
-from kernels.linear.product import product
+from kernels.linear.product import prefetch, prefetch_span, product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous, release_next
 from kernels.permute import RowOrder
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise
+
+
+@triton.jit
+def _tile(
+    tiles: tl.tensor, index: tl.tensor, ONE_EXPERT: tl.constexpr, BLOCK_ROWS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Expert, or -1, first row and the end of the expert's rows; of ONE_EXPERT `tiles` is how many rows it has."""
+    if ONE_EXPERT:
+        first_row, end = index * BLOCK_ROWS, tl.load(tiles)
+        return tl.where(first_row < end, 0, -1).to(tl.int64), first_row, end
+    else:
+        at = tiles + 3 * index
+        return tl.load(at).to(tl.int64), tl.load(at + 1), tl.load(at + 2)
 
 
 @launched
@@ -35,10 +48,13 @@ def gate_up_kernel(
     sources: tl.tensor,
     weight: tl.tensor,
     weight_scale: tl.tensor,
+    down: tl.tensor,
     inner: tl.tensor,
     inner_scale: tl.tensor,
     tiles: tl.tensor,
     HAS_SOURCES: tl.constexpr,
+    ONE_EXPERT: tl.constexpr,
+    TILES_AHEAD: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     SCALES: tl.constexpr,
@@ -54,20 +70,27 @@ def gate_up_kernel(
 
     Row r of inner is of row sources[r] of x, or without HAS_SOURCES of row r. Where inner is e4m3, the tile's 128
     channels of a row get a scale in inner_scale [R, INNER / 128].
+    Weights are brought to the L2 cache ahead, of the first TILES_AHEAD tiles: before the wait where there is but
+    ONE_EXPERT, else the beginning of each output's at once and, late, what the next kernel reads, `down`.
     """
-    await_previous()
     NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
-    tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
-    expert = tl.load(tile).to(tl.int64)
+    AHEAD_PARTS: tl.constexpr = 2 if ONE_EXPERT else 4
+    DOWN_BYTES: tl.constexpr = HIDDEN * INNER // NUM_OUT_TILES * down.dtype.element_ty.primitive_bitwidth // 8
+    tile = tl.program_id(0) // NUM_OUT_TILES
+    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
+    if ONE_EXPERT and TILES_AHEAD > 0:
+        prefetch(weight, first_out, 0, INNER, HIDDEN, AHEAD_PARTS, BLOCK_OUT, 1, True)
+    await_previous()
+    expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
     if expert < 0:
         return
-    row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS)
-    end = tl.load(tile + 2)
+    row = first_row + tl.arange(0, BLOCK_ROWS)
     rows = tl.minimum(row, end - 1).to(tl.int64)
     x_rows = rows
     if HAS_SOURCES:
         x_rows = tl.load(sources + rows).to(tl.int64)
-    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
+    if TILES_AHEAD > 0 and not ONE_EXPERT:
+        prefetch(weight + expert * (2 * INNER * HIDDEN), first_out, 0, INNER, HIDDEN, AHEAD_PARTS, BLOCK_OUT, 1, True)
     gate, up = product(
         x,
         x_scale,
@@ -83,6 +106,9 @@ def gate_up_kernel(
         BLOCK_OUT=BLOCK_OUT,
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_IN=BLOCK_IN,
+        next_weight=down + expert * (HIDDEN * INNER) + first_out // BLOCK_OUT * (HIDDEN * INNER // NUM_OUT_TILES),
+        is_next_wanted=tile < TILES_AHEAD,
+        NEXT_BYTES=DOWN_BYTES if TILES_AHEAD > 0 and not ONE_EXPERT else 0,
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
@@ -107,6 +133,8 @@ def down_kernel(
     weight_scale: tl.tensor,
     out: tl.tensor,
     tiles: tl.tensor,
+    ONE_EXPERT: tl.constexpr,
+    TILES_AHEAD: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     SCALES: tl.constexpr,
@@ -116,17 +144,22 @@ def down_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ) -> None:
-    """One tile of out [R, HIDDEN] = down inner [R, INNER]; weight [E, HIDDEN, INNER], SCALES scales an expert."""
-    await_previous()
+    """One tile of out [R, HIDDEN] = down inner [R, INNER]; weight [E, HIDDEN, INNER], SCALES scales an expert.
+
+    ONE_EXPERT's weights come to the L2 cache before the wait, for the first TILES_AHEAD tiles.
+    """
     NUM_OUT_TILES: tl.constexpr = (HIDDEN + BLOCK_OUT - 1) // BLOCK_OUT
-    tile = tiles + 3 * (tl.program_id(0) // NUM_OUT_TILES)
-    expert = tl.load(tile).to(tl.int64)
+    SLAB_BYTES: tl.constexpr = BLOCK_OUT * INNER * weight.dtype.element_ty.primitive_bitwidth // 8
+    tile = tl.program_id(0) // NUM_OUT_TILES
+    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
+    if ONE_EXPERT and TILES_AHEAD > 0:
+        prefetch_span(weight + first_out * INNER, tile < TILES_AHEAD, SLAB_BYTES)
+    await_previous()
+    expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
     if expert < 0:
         return
-    row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS)
-    end = tl.load(tile + 2)
+    row = first_row + tl.arange(0, BLOCK_ROWS)
     rows = tl.minimum(row, end - 1).to(tl.int64)
-    first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
     sums, _ = product(
         inner,
         inner_scale,
@@ -172,8 +205,7 @@ def grouped_swiglu(
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
-    is_mapped = order is not None and order.tile_rows == block_rows
-    tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
+    tiles, num_tiles = _tiles(counts, num_rows, block_rows, order)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
     x, x_scale = _quantised(rows, scaling)
     inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
@@ -181,21 +213,32 @@ def grouped_swiglu(
     num_blocks = -(-inner_size // FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
     tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
-    gate_up_kernel[(len(tiles) * -(-inner_size // tile.block_out),)](
+    ahead = tiles_ahead(num_tiles, num_experts, hidden, inner_size, gate_up.itemsize, tile)
+    assert not ahead or (gate_up.data_ptr() | down.data_ptr()) % 16 == 0, "weights must begin at multiples of 16 bytes"
+    gate_up_kernel[(num_tiles * -(-inner_size // tile.block_out),)](
         *(x, x_scale, tiles if order is None else order.sources),
-        *(gate_up, gate_up_scales, inner, inner_scale, tiles),
-        **gate_up_constants(hidden, inner_size, scaling, tile, order is not None),
+        *(gate_up, gate_up_scales, down, inner, inner_scale, tiles),
+        **gate_up_constants(hidden, inner_size, scaling, tile, order is not None, num_experts == 1, ahead),
         **tile.options,
     )
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
     tile = down_tile(block_rows, gate_up.itemsize)
-    down_kernel[(tiles.shape[0] * -(-hidden // tile.block_out),)](
+    down_kernel[(num_tiles * -(-hidden // tile.block_out),)](
         *(inner, inner_scale, down, down_scales, out, tiles),
-        **down_constants(hidden, inner_size, scaling, tile),
+        **down_constants(hidden, inner_size, scaling, tile, num_experts == 1, ahead if num_experts == 1 else 0),
         **tile.options,
     )
     return out
+
+
+def _tiles(counts: torch.Tensor, num_rows: int, block_rows: int, order: RowOrder | None) -> tuple[torch.Tensor, int]:
+    """What `_tile` reads, and how many tiles there may be."""
+    if len(counts) == 1:
+        return counts, -(-num_rows // block_rows)
+    is_mapped = order is not None and order.tile_rows == block_rows
+    tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
+    return tiles, len(tiles)
 
 
 def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,11 +248,13 @@ def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torc
 
 @cache
 def gate_up_constants(
-    hidden: int, inner: int, scaling: Scaling, tile: Tile, has_sources: bool
+    hidden: int, inner: int, scaling: Scaling, tile: Tile, has_sources: bool, is_one_expert: bool, ahead: int
 ) -> dict[str, int | float | str | bool]:
     """What `gate_up_kernel` is compiled with."""
     return {
         "HAS_SOURCES": has_sources,
+        "ONE_EXPERT": is_one_expert,
+        "TILES_AHEAD": ahead,
         "HIDDEN": hidden,
         "INNER": inner,
         "SCALES": 2 * num_scales(inner, hidden, scaling),
@@ -220,10 +265,19 @@ def gate_up_constants(
 
 
 @cache
-def down_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
+def down_constants(
+    hidden: int, inner: int, scaling: Scaling, tile: Tile, is_one_expert: bool, ahead: int
+) -> dict[str, int | float | str | bool]:
     """What `down_kernel` is compiled with."""
-    scales = num_scales(hidden, inner, scaling)
-    return {"HIDDEN": hidden, "INNER": inner, "SCALES": scales, "SCALING": scaling.value, **tile.constants()}
+    return {
+        "ONE_EXPERT": is_one_expert,
+        "TILES_AHEAD": ahead,
+        "HIDDEN": hidden,
+        "INNER": inner,
+        "SCALES": num_scales(hidden, inner, scaling),
+        "SCALING": scaling.value,
+        **tile.constants(),
+    }
 
 
 def num_scales(num_out: int, num_in: int, scaling: Scaling) -> int:

@@ -72,21 +72,45 @@ def prefetch(
     NUM_SPLITS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     PIECES: tl.constexpr,
+    PAIR: tl.constexpr = False,
 ) -> None:
     """Have the weights of a tile's part of K brought to the L2 cache, all at once. They must lie at multiples of 16.
 
     It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. Each
-    output's are asked for in PIECES: best such that every thread asks for one.
+    output's are asked for in PIECES: best such that every thread asks for one. With PAIR a second weight follows, as
+    in `product`. A warp's threads ask one after another, some 40 cycles each.
     """
     if _IS_COMPILED:
         PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
         NUM_BYTES: tl.constexpr = PIECE * weight.dtype.element_ty.primitive_bitwidth // 8
-        outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
+        NUM_LINES: tl.constexpr = 2 * BLOCK_OUT if PAIR else BLOCK_OUT
+        line = tl.arange(0, NUM_LINES)
+        outs = tl.minimum(first_out + line % BLOCK_OUT, NUM_OUT - 1) + line // BLOCK_OUT * NUM_OUT
         at = weight + outs[:, None] * NUM_IN + (split * (PIECES * PIECE) + tl.arange(0, PIECES) * PIECE)[None, :]
         tl.inline_asm_elementwise(
             "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
             constraints="=r,l,r",
             args=[at.to(tl.int64), NUM_BYTES],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
+    """Have NUM_BYTES that follow one another brought to the L2 cache, if wanted, as `prefetch` does. 128 divides them.
+
+    Every 32nd thread asks for an eighth, so that it costs a warp next to nothing.
+    """
+    if _IS_COMPILED:
+        thread = tl.arange(0, 256)
+        first_byte = at.to(tl.int64) + thread // 32 * (NUM_BYTES // 8)
+        tl.inline_asm_elementwise(
+            "{ .reg .pred asks; setp.ne.s32 asks, $3, 0; "
+            "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+            constraints="=r,l,r,r",
+            args=[first_byte, NUM_BYTES // 8, ((thread % 32 == 0) & is_wanted).to(tl.int32)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
@@ -111,6 +135,9 @@ def product(
     BLOCK_IN: tl.constexpr,
     split: tl.tensor = 0,
     NUM_SPLITS: tl.constexpr = 1,
+    next_weight: tl.tensor = 0,
+    is_next_wanted: tl.tensor = False,
+    NEXT_BYTES: tl.constexpr = 0,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Outputs [first_out, first_out + BLOCK_OUT) of x [., NUM_IN] at `rows`, fp32 [BLOCK_ROWS, BLOCK_OUT].
 
@@ -118,11 +145,13 @@ def product(
     SCALING "blocks": x_scale [., NUM_IN / 128], weight_scale [NUM_OUT / 128, NUM_IN / 128] of each weight; "channels":
     x_scale [.], weight_scale [NUM_OUT]; "none". `rows` int64 must exist; outputs past NUM_OUT are garbage.
     Of NUM_SPLITS equal parts of K only part `split` is summed; more than one must each be whole steps.
+    When the last weights have been asked for, NEXT_BYTES of `next_weight` are brought to the L2 cache, if wanted.
     """
     NUM_SCALES: tl.constexpr = (NUM_IN + 127) // 128
     SECOND: tl.constexpr = NUM_OUT * NUM_IN
     SECOND_SCALE: tl.constexpr = (NUM_OUT + 127) // 128 * NUM_SCALES if SCALING == "blocks" else NUM_OUT
     NUM_STEPS: tl.constexpr = (NUM_IN + BLOCK_IN - 1) // BLOCK_IN // NUM_SPLITS
+    LAST_LOADS: tl.constexpr = max(NUM_STEPS - 4, 0)  # with five stages, loads are four steps ahead
     first_in = split * (NUM_STEPS * BLOCK_IN)
     k = tl.arange(0, BLOCK_IN)
     outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
@@ -142,6 +171,9 @@ def product(
         if PAIR:
             second_scale = tl.load(weight_scale_at + SECOND_SCALE)
     for step in range(0, NUM_STEPS):
+        if NEXT_BYTES > 0:  # here, for after the loop memory would have been idle for a moment
+            if step == LAST_LOADS:
+                prefetch_span(next_weight, is_next_wanted, NEXT_BYTES)
         start = step * BLOCK_IN
         x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
         weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)

@@ -156,6 +156,20 @@ def test_many_experts_with_few_rows_read_theirs_alone(triton_backend: str, draw:
     torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [0, 1, 32, 40])
+def test_the_only_expert_needs_no_map(
+    triton_backend: str, draw: torch.Generator, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows behind those that are counted are not computed."""
+    monkeypatch.delattr("kernels.grouped_swiglu.triton_kernel.tile_map")
+    parts = weights(draw, 1, 32, 16, torch.float32)
+    rows, counts = torch.randn(40, 32, generator=draw), torch.tensor([count], dtype=torch.int32)
+    out = grouped_swiglu(rows, counts, pack_experts(*parts))
+    truth = exact(rows[:count], [count], parts)
+    torch.testing.assert_close(out[:count].double(), truth, rtol=1e-5, atol=1e-5)
+    assert out[-(-count // 32) * 32 :].isnan().all() and out[count:].isnan().all()
+
+
 @pytest.mark.parametrize("num_rows", [1, 9, 60])
 @pytest.mark.parametrize("scaling", list(Scaling))
 def test_rows_are_read_from_where_they_lie(

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import L2_BYTES, down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
 from kernels.linear.tiles import num_splits as linear_splits
 from kernels.linear.tiles import split_tile as linear_split_tile
@@ -87,6 +87,35 @@ def test_every_tile_fits_and_keeps_to_its_scales(num_rows: int, num_experts: int
             assert tile.block_in == 128 and 128 % tile.block_out == 0
     assert pair.block_rows == down.block_rows == rows
     assert scaling is not Scaling.BLOCKS or pair.block_out == 128
+
+
+def test_weights_come_ahead_where_they_fit_the_cache() -> None:
+    tile = gate_up_tile(16, 1, Scaling.BLOCKS)
+    assert [tiles_ahead(tiles, 256, 4096, 1024, 1, tile) for tiles in (8, 16, 17)] == [8, 8, 0]
+    assert [tiles_ahead(1, 1, 4096, inner, 1, tile) for inner in (1024, 2048, 9216)] == [1, 1, 0]
+    assert [tiles_ahead(8, 256, 4096, inner, 1, tile) for inner in (1000, 1088)] == [0, 0]
+    assert tiles_ahead(1, 1, 4096, 1024, 1, gate_up_tile(64, 1, Scaling.BLOCKS)) == 0
+
+
+@given(
+    num_tiles=st.integers(1, 256),
+    num_experts=st.integers(1, 256),
+    hidden=st.integers(1, 300).map(lambda units: units * 32),
+    inner=st.integers(1, 300).map(lambda units: units * 32),
+    case=st.sampled_from([(2, Scaling.NONE), (1, Scaling.BLOCKS), (1, Scaling.CHANNELS)]),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_comes_ahead_are_whole_pieces_of_weights(
+    num_tiles: int, num_experts: int, hidden: int, inner: int, case: tuple[int, Scaling]
+) -> None:
+    """A piece is an eighth of what a program asks for and a multiple of 16 bytes, and no program asks past the end."""
+    itemsize, scaling = case
+    gate_up, down = gate_up_tile(16, itemsize, scaling), down_tile(16, itemsize)
+    if ahead := tiles_ahead(num_tiles, num_experts, hidden, inner, itemsize, gate_up):
+        assert inner % gate_up.block_out == hidden % down.block_out == 0
+        assert hidden * itemsize // 4 % 16 == 0, "of each output's weights of gate and up a half, or a quarter"
+        assert hidden * gate_up.block_out * itemsize % 128 == 0 and inner * down.block_out * itemsize % 128 == 0
+        assert ahead * hidden * inner * itemsize <= L2_BYTES
 
 
 @given(counts=st.lists(st.integers(0, 70), min_size=1, max_size=9), block_rows=st.sampled_from([16, 32]))
