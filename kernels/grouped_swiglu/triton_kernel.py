@@ -31,10 +31,9 @@ from kernels.quantise.triton_kernel import quantise
 def _tile(
     tiles: tl.tensor, index: tl.tensor, ONE_EXPERT: tl.constexpr, BLOCK_ROWS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Expert, or -1, first row and the end of the expert's rows; of ONE_EXPERT `tiles` is how many rows it has."""
+    """Expert, first row and the end of the expert's rows; of ONE_EXPERT `tiles` is how many rows it has."""
     if ONE_EXPERT:
-        first_row, end = index * BLOCK_ROWS, tl.load(tiles)
-        return tl.where(first_row < end, 0, -1).to(tl.int64), first_row, end
+        return tl.full((), 0, tl.int64), index * BLOCK_ROWS, tl.load(tiles)
     else:
         at = tiles + 3 * index
         return tl.load(at).to(tl.int64), tl.load(at + 1), tl.load(at + 2)
@@ -82,7 +81,7 @@ def gate_up_kernel(
         prefetch(weight, first_out, 0, INNER, HIDDEN, AHEAD_PARTS, BLOCK_OUT, 1, True)
     await_previous()
     expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
-    if expert < 0:
+    if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
     row = first_row + tl.arange(0, BLOCK_ROWS)
     rows = tl.minimum(row, end - 1).to(tl.int64)
@@ -156,7 +155,7 @@ def down_kernel(
         prefetch_span(weight + first_out * INNER, tile < TILES_AHEAD, SLAB_BYTES)
     await_previous()
     expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
-    if expert < 0:
+    if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
     row = first_row + tl.arange(0, BLOCK_ROWS)
     rows = tl.minimum(row, end - 1).to(tl.int64)

@@ -171,9 +171,8 @@ def product(
         if PAIR:
             second_scale = tl.load(weight_scale_at + SECOND_SCALE)
     for step in range(0, NUM_STEPS):
-        if NEXT_BYTES > 0:  # here, for after the loop memory would have been idle for a moment
-            if step == LAST_LOADS:
-                prefetch_span(next_weight, is_next_wanted, NEXT_BYTES)
+        if NEXT_BYTES > 0 and step == LAST_LOADS:  # after the loop memory would have been idle for a moment
+            prefetch_span(next_weight, is_next_wanted, NEXT_BYTES)
         start = step * BLOCK_IN
         x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
         weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
