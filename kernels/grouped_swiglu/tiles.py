@@ -34,13 +34,13 @@ def tiles_ahead(num_tiles: int, num_experts: int, hidden: int, inner: int, items
 
     The only expert's, where all of it fits. Of several the weights of down, while programs of gate and up run at once.
     """
-    num_programs, rest = divmod(inner, gate_up.block_out)
-    if rest or inner % 128 or hidden % 128 or gate_up.rows_left or itemsize == 4:
+    if inner % 128 or hidden % 128 or gate_up.rows_left or itemsize == 4:
         return 0
     down_bytes = hidden * inner * itemsize
     if num_experts == 1:
         return int(3 * down_bytes <= L2_BYTES)
-    return L2_BYTES // down_bytes if num_tiles * num_programs <= TARGET_PROGRAMS else 0
+    runs_at_once = num_tiles * (inner // gate_up.block_out) <= TARGET_PROGRAMS
+    return L2_BYTES // down_bytes if runs_at_once else 0
 
 
 @cache

@@ -78,7 +78,7 @@ def prefetch(
 
     It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. Each
     output's are asked for in PIECES: best such that every thread asks for one. With PAIR a second weight follows, as
-    in `product`. A warp's threads ask one after another, some 40 cycles each.
+    in `product`. A warp's threads ask one after another, some 50 cycles each.
     """
     if _IS_COMPILED:
         PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
@@ -99,18 +99,18 @@ def prefetch(
 
 @triton.jit
 def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
-    """Have NUM_BYTES that follow one another brought to the L2 cache, if wanted, as `prefetch` does. 128 divides them.
+    """Have NUM_BYTES that follow one another brought to the L2 cache, if wanted, as `prefetch` does. 512 divides them.
 
-    Every 32nd thread asks for an eighth, so that it costs a warp next to nothing.
+    Every eighth thread asks for one of 32 pieces: fewer threads cost a warp less, and pieces stay small.
     """
     if _IS_COMPILED:
         thread = tl.arange(0, 256)
-        first_byte = at.to(tl.int64) + thread // 32 * (NUM_BYTES // 8)
+        first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // 32)
         tl.inline_asm_elementwise(
             "{ .reg .pred asks; setp.ne.s32 asks, $3, 0; "
             "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
             constraints="=r,l,r,r",
-            args=[first_byte, NUM_BYTES // 8, ((thread % 32 == 0) & is_wanted).to(tl.int32)],
+            args=[first_byte, NUM_BYTES // 32, ((thread % 8 == 0) & is_wanted).to(tl.int32)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
