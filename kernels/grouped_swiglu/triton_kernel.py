@@ -69,16 +69,15 @@ def gate_up_kernel(
 
     Row r of inner is of row sources[r] of x, or without HAS_SOURCES of row r. Where inner is e4m3, the tile's 128
     channels of a row get a scale in inner_scale [R, INNER / 128].
-    Weights are brought to the L2 cache ahead, of the first TILES_AHEAD tiles: before the wait where there is but
-    ONE_EXPERT, else the beginning of each output's at once and, late, what the next kernel reads, `down`.
+    Weights are brought to the L2 cache ahead: ONE_EXPERT's before the wait, since its few programs' steps in flight are
+    no match for memory; of several, late in the first TILES_AHEAD tiles, those of `down`, which the next kernel reads.
     """
     NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
-    AHEAD_PARTS: tl.constexpr = 2 if ONE_EXPERT else 4
     DOWN_BYTES: tl.constexpr = HIDDEN * INNER // NUM_OUT_TILES * down.dtype.element_ty.primitive_bitwidth // 8
     tile = tl.program_id(0) // NUM_OUT_TILES
     first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
     if ONE_EXPERT and TILES_AHEAD > 0:
-        prefetch(weight, first_out, 0, INNER, HIDDEN, AHEAD_PARTS, BLOCK_OUT, 1, True)
+        prefetch(weight, first_out, 0, INNER, HIDDEN, 2, BLOCK_OUT, 1, True)  # half of each output's
     await_previous()
     expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
@@ -88,8 +87,6 @@ def gate_up_kernel(
     x_rows = rows
     if HAS_SOURCES:
         x_rows = tl.load(sources + rows).to(tl.int64)
-    if TILES_AHEAD > 0 and not ONE_EXPERT:
-        prefetch(weight + expert * (2 * INNER * HIDDEN), first_out, 0, INNER, HIDDEN, AHEAD_PARTS, BLOCK_OUT, 1, True)
     gate, up = product(
         x,
         x_scale,
