@@ -146,11 +146,16 @@ def launched(*sequences: SequencePlan) -> Launched:
     return Launched(sequences=sequences, results=results, begin=mark, verified=mark, extended=mark, end=mark)
 
 
+def ahead_of(foreseen: SequencePlan, before: SequencePlan) -> Ahead:
+    coming = StepPlan(step_id=1, sequences=(foreseen,), num_rows=len(foreseen.token_ids))
+    return Ahead.of(launched(foreseen), coming, (before,), BLOCK)
+
+
 def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_way() -> None:
     table = [3, 4]
     before = dataclasses.replace(World(DraftMethod.NONE).sequences([(3, (8,))]).sequences[0], block_table=table)
     foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,), start=4, output_index=4)
-    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([SequenceResult(token_ids=(9,))])
+    ahead = ahead_of(foreseen, before).knowing([SequenceResult(token_ids=(9,))])
     right = dataclasses.replace(foreseen, token_ids=(9,))
 
     def is_covered(planned: SequencePlan) -> bool:
@@ -177,7 +182,7 @@ def test_rows_with_drafts_come_as_foreseen_behind_the_accepted_ones_alone() -> N
     )
     foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,) * 3, start=4, output_index=4)
     result = SequenceResult(token_ids=(1, 9), draft_ids=(6, 7))
-    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([result])
+    ahead = ahead_of(foreseen, before).knowing([result])
     right = dataclasses.replace(foreseen, token_ids=(9, 6, 7), start=5, output_index=5)
 
     def is_covered(planned: SequencePlan) -> bool:

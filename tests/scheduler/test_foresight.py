@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.plan import UNKNOWN_TOKEN
+from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan
 from scheduler.request import DraftMethod
 from tests.scheduler.world import CONFIG, World, asking, request
 
@@ -14,6 +14,12 @@ DRAFTING = replace(
     CONFIG, draft_method=DraftMethod.EAGLE3, model_method=DraftMethod.EAGLE3, max_drafts=3, adaptive_drafts=False
 )
 ROOMY = replace(DRAFTING, num_blocks=400, max_rows_per_step=64)
+
+
+def foreseen(world: World, plan: StepPlan) -> tuple[SequencePlan, ...]:
+    coming = world.scheduler.foresee(plan)
+    assert coming is not None, "nothing is certain"
+    return coming.sequences
 
 
 def finished(world: World) -> World:
@@ -59,7 +65,7 @@ def test_rows_are_told_as_if_no_draft_were_accepted() -> None:
     world.add(request("a", max_tokens=30))
     world.step()
     plan = world.engine.plan()
-    (coming,) = world.scheduler.foresee(plan)
+    (coming,) = foreseen(world, plan)
     (planned,) = plan.sequences
     assert coming.token_ids == (UNKNOWN_TOKEN,) * 4 and coming.num_logit_rows == 4 and coming.num_proposals == 3
     assert (coming.start, coming.output_index) == (planned.start + 1, planned.output_index + 1)
@@ -81,7 +87,7 @@ def test_nothing_is_foreseen_unless_all_of_it_is_certain(other: str) -> None:
     plan = world.engine.plan()
     if other == "waiting":
         world.add(request("b"))
-    assert world.scheduler.foresee(plan) == ()
+    assert world.scheduler.foresee(plan) is None
     world.scheduler.check()
 
 
@@ -91,7 +97,7 @@ def test_a_sequence_that_is_sure_to_end_has_no_rows() -> None:
     world.step()
     plan = world.engine.plan()
     assert [planned.sampling.max_tokens for planned in plan.sequences] == [2, 30]
-    assert [planned.sampling.max_tokens for planned in world.scheduler.foresee(plan)] == [30]
+    assert [planned.sampling.max_tokens for planned in foreseen(world, plan)] == [30]
 
 
 def test_times_of_a_step_in_pieces_teach_nothing() -> None:
@@ -115,7 +121,7 @@ def test_what_was_foreseen_once_holds_for_one_step() -> None:
     world.add(request("a", max_tokens=11))  # one token with the prompt, two rounds of four, two tokens more
     world.step()
     plan = world.engine.plan()
-    assert world.scheduler.foresee(plan)
+    assert foreseen(world, plan)
     world.hear(world.engine.execute(plan))
     finished(world)
     assert [plan.num_rows for plan in world.plans] == [6, 4, 4, 2]
@@ -126,7 +132,7 @@ def test_blocks_that_were_taken_back_are_reserved_anew() -> None:
     world.add(request("a", max_tokens=40))
     world.step()
     plan = world.engine.plan()
-    assert world.scheduler.foresee(plan)
+    assert foreseen(world, plan)
     world.hear(world.engine.execute(plan))
     assert world.scheduler._take_back()
     finished(world)

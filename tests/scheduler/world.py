@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.engine import Engine
-from engine.runner import Foresight, Runner
+from engine.runner import Foresight, Runner, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
@@ -79,13 +79,18 @@ class Foreseeing:
         self._foreseen: dict[int, tuple[SequencePlan, SequenceResult]] = {}  # with what came of the step before
 
     def shape(self, plan: StepPlan) -> StepShape | None:
-        return self._runner.shape(plan)
+        return StepShape(num_sequences=len(plan.sequences), most_rows=1)
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         self._compare(plan)
         result = self._runner.run(plan)
         outcomes = {one.sequence_id: outcome for one, outcome in zip(plan.sequences, result.sequences, strict=True)}
-        self._foreseen = {one.sequence_id: (one, outcomes[one.sequence_id]) for one in foresee()}
+        coming = foresee()
+        sequences = () if coming is None else coming.sequences
+        self._foreseen = {one.sequence_id: (one, outcomes[one.sequence_id]) for one in sequences}
         return result
 
     def _compare(self, plan: StepPlan) -> None:
