@@ -34,12 +34,19 @@ BUCKETS = Buckets(sequences=(1, 3, 6, 12), rows=(1, 2, 4, 6))
 class Overseen:
     """A runner that remembers which bucket each step ran in, None for those that ran as they were."""
 
-    def __init__(self, runner: GraphRunner, behind: Callable[[StepPlan], None], *, is_ahead: bool = True) -> None:
+    def __init__(
+        self,
+        runner: GraphRunner,
+        behind: Callable[[StepPlan], None],
+        begin: Callable[[], None] = lambda: None,
+        *,
+        is_ahead: bool = True,
+    ) -> None:
         self.runner = runner
         self.is_ahead = is_ahead  # else the next step is not even asked for
         self.ran: list[Bucket | None] = []
         self.is_running = False
-        self._behind = behind
+        self._begin, self._behind = begin, behind
 
     def shape(self, plan: StepPlan) -> StepShape | None:
         return self.runner.shape(plan)
@@ -49,6 +56,7 @@ class Overseen:
 
     def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         self.ran.append(self.runner.bucket(plan))
+        self._begin()
         self.is_running = True
         result = self.runner.run(plan, foresee if self.is_ahead else nothing_foreseen)
         self.is_running = False

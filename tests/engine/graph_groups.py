@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
 
 from engine.drafters.draft_model import DraftModel
 from engine.engine import Engine
-from engine.graphs.device import HostSteps, StepDevice
+from engine.graphs.device import HostMark, HostSteps, Mark, StepDevice
 from engine.lockstep import GroupStep, Lockstep, StepNeeds
 from engine.rank import Rank, RankFacts
 from model.checkpoint import Target, load_model
@@ -28,11 +30,51 @@ from tests.engine.worlds import group_locksteps
 from tests.router.thread_ranks import on_ranks, thread_groups
 
 SHAPE = "C"
+_MOST_TURNS = 1000
+
+
+class LateSteps(HostSteps):
+    """A device that does nothing before somebody waits for it: what the host looks at earlier is not there yet."""
+
+    def __init__(self) -> None:
+        self.asked: deque[Callable[[], object]] = deque()
+        self.num_asked = 0
+        self.waits: list[bool] = []  # of each wait that was one, whether more was asked for behind what it waited for
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        return partial(self._ask, run)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._ask(partial(target.copy_, source))
+
+    def mark(self) -> Mark:
+        return LateMark(self)
+
+    def _ask(self, run: Callable[[], object]) -> None:
+        self.asked.append(run)
+        self.num_asked += 1
+
+
+class LateMark(HostMark):
+    """What was asked for so far is done when it is waited for."""
+
+    def __init__(self, device: LateSteps) -> None:
+        super().__init__()
+        self._device, self._num_before = device, device.num_asked
+
+    def wait(self) -> None:
+        device = self._device
+        num_left = device.num_asked - self._num_before
+        if len(device.asked) > num_left:
+            device.waits.append(num_left > 0)
+        while len(device.asked) > num_left:
+            device.asked.popleft()()
 
 
 class Moment(Enum):
     """When something happens to a rank."""
 
+    BEGUN = "when a step was planned, and is launched unless it was already"
     AGREEING = "while it agrees on the step behind the one that runs"
     RUN = "when a step has run, and its results are not taken over yet"
     TURN = "before a turn"
@@ -81,6 +123,7 @@ class Group:
     ranks: list[Rank]
     engines: list[Engine]
     runners: list[Overseen]
+    devices: list[StepDevice]
     locksteps: list[Watched]
     events: list[Events]
 
@@ -108,9 +151,11 @@ class Group:
             self.ranks[number].submit(request)
         for events in self.events:
             events.come(*Moment)
-        while self.has_work:
+        for _ in range(_MOST_TURNS):
+            if not self.has_work:
+                return self.told()
             self.turn()
-        return self.told()
+        raise AssertionError(f"{_MOST_TURNS} turns, and no end")
 
 
 def group_of(
@@ -134,6 +179,8 @@ def group_of(
     config = drafting(ROOMY, method, 0 if method is DraftMethod.NONE else max_drafts)
     config = dataclasses.replace(config, **changes)
 
+    devices = [steps() for _ in range(size)]
+
     def make(rank: int) -> tuple[Rank, Engine, Overseen, Watched, Events]:
         target = Target(dtype=torch.float32, device=CPU, placement=placement, rank=rank)
         dispatcher = GroupDispatcher(placement, rank, groups[rank], CPU)
@@ -141,9 +188,11 @@ def group_of(
         draft_model: DraftModel | None = model.mtp if method is DraftMethod.MTP else None
         if draft_model is not None and is_wrong is not None:
             draft_model = Knowing(draft_model, SHAPE, is_wrong)
-        runner, _, _ = graph_runner(config, model, draft_model, is_alone=False, steps=steps())
+        runner, _, _ = graph_runner(config, model, draft_model, is_alone=False, steps=devices[rank])
         events = Events()
-        overseen = Overseen(runner, lambda plan: events.come(Moment.RUN), is_ahead=is_ahead)
+        overseen = Overseen(
+            runner, lambda plan: events.come(Moment.RUN), lambda: events.come(Moment.BEGUN), is_ahead=is_ahead
+        )
         engine = Engine(Scheduler(config, lambda: 0.0), overseen)
         watched = Watched(locksteps[rank], lambda: overseen.is_running, events)
         made = Rank(
@@ -156,4 +205,4 @@ def group_of(
         return made, engine, overseen, watched, events
 
     ranks, engines, runners, watched, events = map(list, zip(*on_ranks(size, make), strict=True))
-    return Group(ranks=ranks, engines=engines, runners=runners, locksteps=watched, events=events)
+    return Group(ranks=ranks, engines=engines, runners=runners, devices=devices, locksteps=watched, events=events)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scheduler.request import DraftMethod, Request, TokenDelta
 from tests.engine.graph_engines import plain_requests
-from tests.engine.graph_groups import SHAPE, Group, Moment, group_of
+from tests.engine.graph_groups import SHAPE, Group, LateSteps, Moment, group_of
 from tests.engine.mixed_requests import alone, outcome_of
 
 METHODS = (DraftMethod.NONE, DraftMethod.MTP)
@@ -132,6 +132,7 @@ def test_no_events_change_a_token(
         method,
         max_drafts,
         is_wrong=is_wrong,
+        steps=LateSteps,
         num_blocks=num_blocks,
         block_size=4,
         max_rows_per_step=max_rows,
@@ -160,3 +161,61 @@ def test_no_events_change_a_token(
         if name in placed and name not in aborted:
             assert found[name, index] == tokens, f"{name}/{index} came out otherwise"
         assert found.get((name, index), ()) == tokens[: len(found.get((name, index), ()))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_waited_for_before_the_next_step_is_launched(method: DraftMethod) -> None:
+    """On a device that is late in everything: what was prepared with a look at a result would hold old numbers."""
+    group = group_of(2, method, is_wrong=is_wrong, steps=LateSteps)
+    told = group.run((number % 2, request) for number, request in enumerate(plain_requests()[:-2]))
+    assert tokens_of(told).items() <= expected().items()
+    demand_one_story(group)
+    num_ahead = group.runners[0].runner.num_ahead
+    assert num_ahead > 2
+    for device in group.devices:
+        assert isinstance(device, LateSteps) and device.waits == [True] * num_ahead + [False]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.parametrize("event", ["prompt", "abort", "prompt to the idle"])
+def test_what_happens_while_a_step_is_ahead_leaves_the_others_rows_as_they_are(
+    event: str, moment: Moment, method: DraftMethod
+) -> None:
+    """The rank's rows that were not foreseen wait, those foreseen in vain are not looked at, and all go on together."""
+    group = group_of(2, method, 1, is_wrong=is_wrong, steps=LateSteps)
+    plain = {request.request_id: request for request in plain_requests()}
+    busy, idle = group.ranks
+    busy.submit(plain["long"])
+    if event != "prompt to the idle":
+        idle.submit(plain["shared alone"])
+    told: list[TokenDelta] = []
+    for _ in range(3):
+        group.turn()
+    assert all(runner.runner._ahead is not None for runner in group.runners)
+    act = partial(idle.cancel, "shared alone") if event == "abort" else partial(idle.submit, plain["one token"])
+    group.events[1].add(moment, act)
+    num_turns, num_ahead = 0, group.runners[0].runner.num_ahead
+    while group.engines[1].has_work if event == "abort" else ("one token", 0) not in tokens_of(told):
+        group.turn()
+        told += group.told()
+        num_turns += 1
+    # The steps that were launched before the rank knew of it; then one that was not, if somebody's rows are new.
+    num_launched = 2 if moment in (Moment.AGREEING, Moment.RUN) else 1
+    is_known = event != "abort" or moment is Moment.BEGUN
+    assert (group.runners[0].runner.num_ahead - num_ahead, num_turns) == (num_launched, num_launched + is_known)
+    told += group.run()
+    demand_one_story(group)
+    for key, tokens in tokens_of(told).items():
+        assert tokens == expected()[key] or (event == "abort" and key[0] == "shared alone")
+
+
+def test_a_group_stops_behind_the_step_that_is_ahead() -> None:
+    group = group_of(2, steps=LateSteps)
+    for rank, name in zip(group.ranks, ("long", "n"), strict=True):
+        rank.submit(next(request for request in plain_requests() if request.request_id == name))
+    for _ in range(3):
+        group.turn()
+    group.events[1].add(Moment.RUN, group.ranks[1].stop)
+    assert [group.turn() for _ in range(3)] == [True, True, False]
+    demand_one_story(group)

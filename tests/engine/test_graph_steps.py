@@ -139,6 +139,15 @@ def test_a_round_ends_before_a_row_without_finite_logits() -> None:
     assert [len(token_ids) for token_ids, _ in told[0]] == [1, 4, 4]
 
 
+def test_a_step_that_no_bucket_holds_has_no_shape() -> None:
+    """So what has one on every rank of a group has a bucket for all of them."""
+    world = World(DraftMethod.NONE)
+    (planned,) = world.sequences([(3, (8,))]).sequences
+    for num_sequences, is_held in ((12, True), (13, False)):
+        plan = StepPlan(step_id=0, sequences=(planned,) * num_sequences, num_rows=num_sequences)
+        assert (world.runner.shape(plan) is not None) is is_held
+
+
 def launched(*sequences: SequencePlan) -> Launched:
     mark, bucket = HostMark(), Bucket(num_sequences=2, rows_each=1)
     layout = StepOutputs.layout(bucket, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan
 from scheduler.request import DraftMethod
-from tests.scheduler.world import CONFIG, World, asking, request
+from tests.scheduler.world import CONFIG, Foresees, World, asking, request
 
 DRAFTING = replace(
     CONFIG, draft_method=DraftMethod.EAGLE3, model_method=DraftMethod.EAGLE3, max_drafts=3, adaptive_drafts=False
@@ -34,7 +34,7 @@ def finished(world: World) -> World:
 def test_what_was_foreseen_is_planned(skill: float, max_drafts: int, is_adaptive: bool) -> None:
     """Not so where the controller has all drafting end."""
     config = replace(ROOMY, max_drafts=max_drafts, adaptive_drafts=is_adaptive)
-    world = World(config, skill, 1e-5, foresees=True)
+    world = World(config, skill, 1e-5, foresees=Foresees.ALONE)
     for at in range(5):
         world.add(request(f"r{at}", max_tokens=60 + at, first=at + 1))
     finished(world)
@@ -48,7 +48,7 @@ def test_what_was_foreseen_is_planned(skill: float, max_drafts: int, is_adaptive
 def test_foresight_changes_no_round(is_adaptive: bool) -> None:
     """What is drafted is the same with a fixed length; the controller's choices take hold a step later."""
     found = []
-    for foresees in (True, False):
+    for foresees in (Foresees.ALONE, Foresees.NOTHING):
         world = World(replace(ROOMY, adaptive_drafts=is_adaptive), 0.8, 1e-5, foresees=foresees)
         for at in range(4):
             world.add(request(f"r{at}", max_tokens=120, first=at + 1))
@@ -139,8 +139,27 @@ def test_blocks_that_were_taken_back_are_reserved_anew() -> None:
 
 
 def test_what_is_foreseen_stays_within_the_budget() -> None:
-    world = World(replace(DRAFTING, max_rows_per_step=10), 1.0, foresees=True)
+    world = World(replace(DRAFTING, max_rows_per_step=10), 1.0, foresees=Foresees.ALONE)
     for at in range(8):
         world.add(request(f"r{at}", length=3, max_tokens=12, first=at + 1))
     finished(world)
     assert all(plan.num_rows <= 10 for plan in world.plans)
+
+
+@pytest.mark.parametrize("length", [1, 30])
+def test_what_was_not_foreseen_waits_for_the_next_step_of_the_group(length: int) -> None:
+    """It keeps its place and its blocks meanwhile, and the others go on as foreseen."""
+    world = World(replace(ROOMY, max_rows_per_step=20), 1.0, foresees=Foresees.IN_GROUP)
+    world.add(request("a", max_tokens=30))
+    world.step()
+    world.step()
+    world.add(request("b", length=length, first=3))
+    plan = world.engine.plan()
+    assert plan.is_launched and [planned.sequence_id for planned in plan.sequences] == [1]
+    assert world.scheduler.stats().num_running == 2 and world.foreseeing.num_postponed == 1
+    world.hear(world.engine.execute(plan))
+    plan = world.engine.plan()
+    assert not plan.is_launched and [planned.sequence_id for planned in plan.sequences] == [1, 2]
+    world.hear(world.engine.execute(plan))
+    assert world.foreseeing.num_right == world.foreseeing.num_foreseen
+    finished(world)
