@@ -30,7 +30,7 @@ from tests.engine.worlds import group_locksteps
 from tests.router.thread_ranks import on_ranks, thread_groups
 
 SHAPE = "C"
-_MOST_TURNS = 1000
+_MOST_TURNS = 200
 
 
 class LateSteps(HostSteps):
