@@ -77,11 +77,14 @@ def compile_build(build: Build) -> Compiled:
         stack_bytes=stack_bytes,
         shared_bytes=compiled.metadata.shared,
         wgmma=sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(\S+)", compiled.asm["ptx"]))),
-        waits_first=re.findall(r"griddepcontrol\.wait|(?:ld|st|cp|atom|red)\.\S*(?:global|async)", compiled.asm["ptx"])[
-            :1
-        ]
-        == ["griddepcontrol.wait"],
+        waits_first=_first_access(compiled.asm["ptx"]) == "griddepcontrol.wait",
     )
+
+
+def _first_access(code: str) -> str:
+    """What first touches memory, or the wait; a prefetch to the L2 cache brings no value."""
+    accesses = re.findall(r"griddepcontrol\.wait|(?:ld|st|cp|atom|red)\.\S*(?:global|async)\S*", code)
+    return next((access for access in accesses if ".prefetch.L2" not in access), "")
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

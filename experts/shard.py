@@ -16,6 +16,7 @@ from kernels.grouped_swiglu import (
     fill_fp8_expert,
     grouped_swiglu,
 )
+from kernels.permute import RowOrder
 from kernels.quantise.formats import Scaling
 
 
@@ -49,6 +50,9 @@ class ExpertShard:
         """Store the FP8 expert at a local index: gate, up, down and their scales."""
         fill_fp8_expert(self._packed, index, weights, scales)
 
-    def __call__(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Run rows [R, H], sorted by local expert, `counts` [local experts] int32 of each; returns [R, H]."""
-        return grouped_swiglu(rows, counts, self._packed)
+    def __call__(self, rows: torch.Tensor, counts: torch.Tensor, order: RowOrder | None = None) -> torch.Tensor:
+        """Run rows [R, H], sorted by local expert, `counts` [local experts] int32 of each; returns [R, H].
+
+        With `order` rows are any [T, H], whose R copies it sorts.
+        """
+        return grouped_swiglu(rows, counts, self._packed, order)

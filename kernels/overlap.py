@@ -1,7 +1,8 @@
 """A kernel's start overlaps the end of the one before it: programmatic dependent launch (CUDA programming guide).
 
 Every launch allows it (`launch_options`), so every kernel must begin with `await_previous`: one that did not would run
-beside what it reads, and one that returned before it would let its own successor run too early.
+beside what it reads, and one that returned before it would let its own successor run too early. Only what brings no
+value may come before: a prefetch of weights to the L2 cache.
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 _IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
+_EARLY = tl.constexpr(True)
+
+
 @triton.jit
 def await_previous() -> None:
     """Wait until all that was launched earlier has ended and is visible; the next kernel may begin to wait, too."""
     if _IS_COMPILED:
         gdc_wait()
-        gdc_launch_dependents()
+        if _EARLY:
+            gdc_launch_dependents()
+
+
+@triton.jit
+def release_next() -> None:
+    """The next kernel may begin to wait for this one's end."""
+    if _IS_COMPILED:
+        if not _EARLY:
+            gdc_launch_dependents()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels.linear import Fp8Rows
-from kernels.paged_attention import KVLayer, paged_attention
+from kernels.paged_attention import KVLayer, paged_attention, paged_attention_quantised
+from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.rope_kv import qk_norm_rope_kv
 from model.batch import Batch
 from model.linear import Linear
@@ -38,5 +39,7 @@ class Attention:
             self.eps,
         )
         where = (batch.block_tables, batch.row_starts, batch.context_lens, batch.positions)
-        attended = paged_attention(query, kv, *where, self.scale, max_rows=batch.max_rows)
-        return self.dense(attended)
+        if self.dense.scaling is Scaling.BLOCKS and kv.head_dim % FP8_BLOCK == 0:
+            quantised = paged_attention_quantised(query, kv, *where, self.scale, max_rows=batch.max_rows)
+            return self.dense(Fp8Rows(*quantised))
+        return self.dense(paged_attention(query, kv, *where, self.scale, max_rows=batch.max_rows))

@@ -27,6 +27,7 @@ from model.quantization import BlockFp8
 from model.read_ahead import ReadAhead, landing_for, plan_for
 from model.rope import cos_sin_table
 from model.safetensors_files import SafetensorsFiles
+from model.side_stream import SideStream
 from model.tensor_check import needed_tensors, parts_of
 from model.weight_source import WeightSource
 from router.dispatch import Dispatcher
@@ -129,6 +130,7 @@ class _Builder:
         self._config = config
         self._target = target
         self._dispatcher = dispatcher
+        self._beside = SideStream(target.device)
         self._cos_sin = cos_sin_table(config.rope, config.max_context, target.device)
 
     def model(self) -> BailingModel:
@@ -190,6 +192,7 @@ class _Builder:
             dispatcher=self._dispatcher,
             shard=self._shard([f"{prefix}.experts.{expert}" for expert in local], config.moe_intermediate_size),
             shared=self._ffn(f"{prefix}.shared_experts", config.shared_expert_size),
+            beside=self._beside,
         )
 
     def _gate(self, prefix: str) -> Gate:

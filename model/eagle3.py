@@ -133,10 +133,10 @@ def load_eagle3(
     elif "lm_head.weight" in weights:
         lm_head = Linear.pack(weights["lm_head.weight"])
     assert lm_head is not None, "read_tensors lets no head without one pass"
-    return _build(config, target, weights, own, lm_head, None if target_ids is None else target_ids.to(device))
+    return build_eagle3(config, target, weights, own, lm_head, None if target_ids is None else target_ids.to(device))
 
 
-def _build(
+def build_eagle3(
     config: Eagle3Config,
     target: ModelConfig,
     weights: Mapping[str, torch.Tensor],
@@ -144,6 +144,8 @@ def _build(
     lm_head: Linear,
     target_ids: torch.Tensor | None,
 ) -> Eagle3Head:
+    """A head from its weights by our names (`model.eagle3_shapes`), all of one dtype on one device."""
+
     def norm(name: str) -> RmsNorm:
         return RmsNorm(weights[f"{name}.weight"], config.rms_norm_eps)
 

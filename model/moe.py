@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from experts.shard import ExpertShard
+from model.side_stream import SideStream
 from router.dispatch import Dispatcher
 from router.gate import Gate
 
@@ -31,16 +32,19 @@ class MoeLayer:
     dispatcher: Dispatcher
     shard: ExpertShard
     shared: DenseFfn
+    beside: SideStream  # the shared expert needs no exchange, and few of a device's processors at a time
 
     def __call__(self, hidden: torch.Tensor, is_live: torch.Tensor | None = None) -> torch.Tensor:
         """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too.
 
         `is_live` [T] is given where every rank brings equally many rows: those that are no padding.
         """
+        with self.beside.fork():
+            shared = self.shared(hidden)
         choice = self.gate(hidden)
         if is_live is not None:
             choice = choice.of_live(is_live)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
-        rows = self.shard(rows, handle.counts)
-        out = self.dispatcher.combine(rows, handle)
-        return out.add_(self.shared(hidden))
+        rows = self.shard(rows, handle.counts, handle.order)
+        self.beside.join()
+        return self.dispatcher.combine(rows, handle, shared)

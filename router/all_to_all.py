@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from kernels.permute import combine_rows, expert_order, gather_rows
+from kernels.permute import combine_rows, expert_order, gather_rows, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -44,23 +44,24 @@ class AllToAllDispatcher:
         recv = arriving.sum(1).tolist()
         rows = self._exchange(gather_rows(hidden, source_rows, source_rows.numel()), send, recv)
         arrived_for = self._expert_of_block.repeat_interleave(arriving.flatten())
-        local_counts, sorted_rows = expert_order(arrived_for[:, None], self._num_local)
+        copies = sort_by_expert(rows, arrived_for[:, None], self._num_local)
         handle = DispatchHandle(
-            counts=local_counts,
+            counts=copies.counts,
             weights=choice.weights,
             source_rows=source_rows,
             send_splits=tuple(send),
             recv_splits=tuple(recv),
-            sorted_rows=sorted_rows,
+            sorted_rows=copies.places,
+            order=copies.order,
         )
-        return handle, gather_rows(rows, sorted_rows, rows.shape[0])
+        return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Send the experts' outputs [R, H] home; returns the weighted sums [T, H]."""
         assert handle.sorted_rows is not None, "a handle of another dispatcher"
         as_arrived = rows.index_select(0, handle.sorted_rows.flatten())
         home = self._exchange(as_arrived, list(handle.recv_splits), list(handle.send_splits))
-        return combine_rows(home, handle.source_rows, handle.weights)
+        return combine_rows(home, handle.source_rows, handle.weights, plus)
 
     def _exchange_counts(self, counts: torch.Tensor) -> torch.Tensor:
         """Rows per place [E] -> rows that will arrive from each rank for each local expert, [G, local experts]."""

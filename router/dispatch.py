@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from kernels.permute import RowOrder
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertChoice:
@@ -28,7 +30,8 @@ class DispatchHandle:
 
     counts: torch.Tensor  # [local physical experts] int32, rows that each local expert received
     weights: torch.Tensor  # [T, K] fp32
-    source_rows: torch.Tensor  # [T, K] int32: where in the returned rows the answer for (t, k) will lie
+    source_rows: torch.Tensor  # [T, K] int32: where among the experts' outputs the answer for (t, k) will lie
+    order: RowOrder | None = None  # of the copies of the returned rows; None: the rows lie sorted by expert
     send_splits: tuple[int, ...] = ()  # rows per destination rank; empty without a group
     recv_splits: tuple[int, ...] = ()  # rows per source rank
     sorted_rows: torch.Tensor | None = None  # [R, 1] int32: row as it arrived -> its place sorted by expert
@@ -39,9 +42,12 @@ class Dispatcher(Protocol):
     """Carries rows to the ranks that hold their experts and brings the answers home."""
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
-        """Send hidden [T, H] to its experts; returns a handle and the rows [R, H] received here, sorted by expert."""
+        """Send hidden [T, H] to its experts; returns a handle and the rows [R, H] received here, sorted by expert.
+
+        Where the handle has an `order`, what is returned are rows that are sorted by it when they are read.
+        """
         ...
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
-        """Bring expert outputs [R, H] home; returns [T, H], each the fp32 weighted sum over K in slot order."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """Bring expert outputs [R, H] home; returns [T, H], the fp32 weighted sums over K in slot order, + `plus`."""
         ...

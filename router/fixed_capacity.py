@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from kernels.permute import combine_rows, expert_order, gather_rows
+from kernels.permute import combine_rows, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -44,22 +44,23 @@ class FixedCapacityDispatcher:
         self._owner_of = torch.tensor([*placement.owner, -1], dtype=torch.int32, device=load.device)
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
-        """Share rows [T, H]; returns a handle and rows [G * T * K, H], first those of the experts here, sorted."""
+        """Share rows [T, H]; returns a handle and rows, see `Dispatcher`: G * T * K, first those of experts here."""
         (num_rows, top_k), ids = choice.ids.shape, choice.ids
         rows, all_ids = self._gather(hidden, ids)
-        counts, copies = expert_order(self._local_of[all_ids], self._num_local)
+        copies = sort_by_expert(rows, self._local_of[all_ids], self._num_local)
         self._load.add_choices(ids)
         num_copies = num_rows * top_k
         own = torch.arange(num_copies, dtype=torch.int32, device=ids.device).view(num_rows, top_k)
         handle = DispatchHandle(
-            counts=counts,
+            counts=copies.counts,
             weights=choice.weights,
             source_rows=torch.where(ids < 0, -1, self._owner_of[ids] * num_copies + own),
-            copies=copies,
+            copies=copies.places,
+            order=copies.order,
         )
-        return handle, gather_rows(rows, copies, copies.numel())
+        return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Bring the experts' outputs [G * T * K, H] home; returns the weighted sums [T, H]."""
         assert handle.copies is not None, "a handle of another dispatcher"
         # A place that no copy of this rank has is sent all the same, with whatever lies in the first row.
@@ -68,7 +69,7 @@ class FixedCapacityDispatcher:
         self.num_collectives += 1
         # Bytes: gloo has no bf16.
         dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
-        return combine_rows(home, handle.source_rows, handle.weights)
+        return combine_rows(home, handle.source_rows, handle.weights, plus)
 
     def _gather(self, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows [G * T, H] and ids [G * T, K] of all ranks, one after the other, in one collective."""

@@ -30,6 +30,6 @@ class GroupDispatcher:
         """See `Dispatcher`."""
         return (self._fixed if choice.is_padded else self._exact).dispatch(hidden, choice)
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """See `Dispatcher`."""
-        return (self._exact if handle.copies is None else self._fixed).combine(rows, handle)
+        return (self._exact if handle.copies is None else self._fixed).combine(rows, handle, plus)

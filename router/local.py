@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.permute import combine_rows, expert_order, gather_rows
+from kernels.permute import combine_rows, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 
@@ -18,12 +18,13 @@ class LocalDispatcher:
         self._num_experts = num_experts
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
-        """Sort a copy of each row [T, H] per expert; returns a handle and rows [T * K, H]."""
-        counts, source_rows = expert_order(choice.ids, self._num_experts)
-        self.load.add(counts)
-        rows = gather_rows(hidden, source_rows, source_rows.numel())
-        return DispatchHandle(counts=counts, weights=choice.weights, source_rows=source_rows), rows
+        """Sort a copy of each row [T, H] per expert; returns a handle and rows, see `Dispatcher`."""
+        copies = sort_by_expert(hidden, choice.ids, self._num_experts, self.load.totals)
+        handle = DispatchHandle(
+            counts=copies.counts, weights=choice.weights, source_rows=copies.places, order=copies.order
+        )
+        return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Weighted sum of each row's experts: [T * K, H] -> [T, H]."""
-        return combine_rows(rows, handle.source_rows, handle.weights)
+        return combine_rows(rows, handle.source_rows, handle.weights, plus)

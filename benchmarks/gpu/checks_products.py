@@ -18,6 +18,7 @@ from kernels.grouped_swiglu import (
 from kernels.grouped_swiglu import grouped_swiglu as run_experts
 from kernels.linear import linear as run_linear
 from kernels.linear import pack_fp8_weight, pack_weight
+from kernels.permute import sort_by_expert
 from kernels.quantise.formats import Scaling
 
 _LINEAR, _EXPERTS = 0.01, 0.05  # inner values at the edge of two e4m3 numbers may fall to either side
@@ -35,15 +36,19 @@ def linear(sizes: Sizes) -> Iterator[Check]:
 
 
 def grouped_swiglu(sizes: Sizes) -> Iterator[Check]:
-    """Experts of uneven loads."""
-    counts = [0, 1, sizes.rows, 3, 0]
-    widths = ((sizes.inner, sizes.hidden), (sizes.inner, sizes.hidden), (sizes.hidden, sizes.inner))
-    for scaling in Scaling:
-        weights = [[_weight(*width, scaling) for width in widths] for _ in counts]
-        rows = torch.randn(sum(counts), sizes.hidden).to(torch.bfloat16)
-        ours = run_experts(rows, torch.tensor(counts, dtype=torch.int32), _packed(weights, sizes, scaling))
-        truth = [exact.swiglu(x, *parts) for x, parts in zip(rows.split(counts), weights, strict=True) if len(x)]
-        yield Check.of(_name(scaling), ours, torch.cat(truth), _EXPERTS)
+    """Experts of uneven loads, and of few rows; rows that lie sorted, and rows that are read in an order."""
+    for counts in ([0, 1, sizes.rows, 3, 0], [0, 1, 0, 3, 0]):
+        widths = ((sizes.inner, sizes.hidden), (sizes.inner, sizes.hidden), (sizes.hidden, sizes.inner))
+        for scaling in Scaling:
+            weights = [[_weight(*width, scaling) for width in widths] for _ in counts]
+            packed, what = _packed(weights, sizes, scaling), f"{sum(counts)} rows, {_name(scaling)}"
+            rows, per_expert = torch.randn(sum(counts), sizes.hidden).to(torch.bfloat16), torch.tensor(counts).int()
+            truth = [exact.swiglu(x, *parts) for x, parts in zip(rows.split(counts), weights, strict=True) if len(x)]
+            yield Check.of(what, run_experts(rows, per_expert, packed), torch.cat(truth), _EXPERTS)
+            ids = torch.arange(len(counts)).repeat_interleave(per_expert).int().flip(0)
+            copies = sort_by_expert(rows.flip(0).contiguous(), ids[:, None].contiguous(), len(counts))
+            ours = run_experts(copies.rows, copies.counts, packed, copies.order)[copies.places.flatten()].flip(0)
+            yield Check.of(f"{what}, in an order", ours, torch.cat(truth), _EXPERTS)
 
 
 def _packed(weights: list[list[exact.Stored]], sizes: Sizes, scaling: Scaling) -> PackedExperts:

@@ -15,7 +15,7 @@ from benchmarks.gpu.bandwidth import measured_gb_s
 from benchmarks.gpu.breakdown import by_kernel
 from benchmarks.gpu.clock import eager_ms, graph_ms
 from benchmarks.gpu.plans import Plan
-from benchmarks.gpu.random_model import cut, layers_that_fit, random_model, weight_sizes
+from benchmarks.gpu.random_model import cut, layers_that_fit, random_head, random_model, weight_sizes
 from benchmarks.gpu.session import Figures, Session
 from benchmarks.gpu.steps import BLOCK_SIZE, WatchedDispatcher, blocks_of, make_batch, step_bytes, step_flop
 from benchmarks.gpu.whole_steps import WholeSteps, most_positions
@@ -106,7 +106,8 @@ class FullModel:
         sizes, room = (plan.batches, plan.batches) if self._session.is_cuda else (plan.batches[:1], plan.batches[-1:])
         buckets = Buckets(sequences=room, rows=(1, 1 + NUM_DRAFTS))
         with torch.device("cpu"):  # as in a rank, where nothing changes the default
-            whole = WholeSteps(self._session, loaded.model, loaded.kv, buckets, self._most_blocks)
+            head = random_head(loaded.model, plan.draft_fields, _DTYPE, self._session.seed)
+            whole = WholeSteps(self._session, loaded.model, head, loaded.kv, buckets, self._most_blocks)
             runs = {
                 f"batch {size}, {rows} rows": partial(whole.measure, size, plan.context, rows, plan.repeats)
                 for size in sizes

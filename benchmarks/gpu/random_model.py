@@ -13,12 +13,17 @@ from model.bailing import BailingModel
 from model.checkpoint import Target, build_model
 from model.config import ModelConfig
 from model.dequantise import dequantise
+from model.eagle3 import Eagle3Head, build_eagle3
+from model.eagle3_config import Eagle3Config
+from model.eagle3_shapes import OPTIONAL, expected_shapes
+from model.linear import Linear
 from model.quantization import BlockFp8
 from model.tensors import TensorKind, TensorSpec, expected_tensors, is_fp8
 from router.dispatch import Dispatcher
 from router.placement import Placement
 
 _SPREAD = 64.0  # of e4m3 values, whose largest is 448
+_BIAS_SPREAD = 0.02  # of experts, a tenth of their scores': trained biases balance the load, large ones concentrate it
 
 
 class RandomWeights:
@@ -64,7 +69,7 @@ class RandomWeights:
         if spec.kind is TensorKind.NORM:
             return 1 + 0.2 * noise
         if spec.kind is TensorKind.BIAS:
-            return noise.mul_(0.3)
+            return noise.mul_(_BIAS_SPREAD)
         return noise if spec.kind is TensorKind.EMBEDDING else noise.mul_(spec.shape[-1] ** -0.5)
 
     def _normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -77,6 +82,22 @@ def random_model(
     """All experts on this device."""
     target = Target(dtype=dtype, device=device, placement=Placement.even(config.num_experts, 1), rank=0)
     return build_model(RandomWeights(config, dtype, device, seed), config, target=target, dispatcher=dispatcher)
+
+
+def random_head(model: BailingModel, fields: dict[str, Any], dtype: torch.dtype, seed: int) -> Eagle3Head:
+    """An EAGLE3 head of this config.json over the model's embedding: drafts of no use that cost what they cost."""
+    config = Eagle3Config.from_dict(fields, model.config)
+    device = model.embedding.device
+    draw = torch.Generator(device).manual_seed(seed)
+    shapes = expected_shapes(config, model.config)
+    weights = {
+        name: torch.randn(shape, generator=draw, device=device, dtype=dtype).mul_(shape[-1] ** -0.5)
+        for name, shape in shapes.items()
+        if name not in OPTIONAL
+    }
+    target_ids = torch.randperm(model.config.vocab_size, generator=draw, device=device)[: config.draft_vocab_size]
+    lm_head = Linear.pack(weights["lm_head.weight"])
+    return build_eagle3(config, model.config, weights, model.embedding, lm_head, target_ids.sort().values)
 
 
 def cut(fields: dict[str, Any], num_layers: int) -> ModelConfig:

@@ -89,6 +89,7 @@ class Session:
                 if not isinstance(error, NoTime):
                     found[name]["traceback"] = traceback.format_exc().splitlines()[-12:]
             found["ok"] = found["ok"] and found[name].get("ok", True)
+            print(f"  {name}: {'ok' if found[name].get('ok', True) else 'NOT OK'}", flush=True)
         return found
 
     def write(self) -> None:

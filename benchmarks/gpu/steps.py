@@ -62,9 +62,9 @@ class WatchedDispatcher:
             self._counts.append(handle.counts.clone())
         return handle, rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
         """As the inner one."""
-        return self._inner.combine(rows, handle)
+        return self._inner.combine(rows, handle, plus)
 
 
 def step_bytes(config: ModelConfig, batch: Batch, num_experts_read: int) -> int:

@@ -6,9 +6,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
@@ -21,9 +19,9 @@ from engine.graphs.region import Drafting
 from engine.graphs.runner import GraphRunner
 from engine.graphs.steps import StepWorld
 from engine.model_runner import ModelRunner
-from kernels.paged_attention import KVLayer, allocate_kv_layer
+from kernels.paged_attention import allocate_kv_layer
 from model.bailing import BailingModel
-from model.batch import Batch, ModelOutput
+from model.eagle3 import Eagle3Head
 from model.kv_cache import KVCache
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, num_draft_passes
 from scheduler.request import DraftMethod, SamplingParams
@@ -31,42 +29,15 @@ from scheduler.request import DraftMethod, SamplingParams
 _SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.8, top_p=0.95, ignore_eos=True)
 
 
-@dataclass(frozen=True, slots=True)
-class HeadAlone:
-    """A draft model of no layer: the model's own head over its last states. Its drafts are of no use, but are made."""
-
-    capture_layers: ClassVar[tuple[int, ...]] = ()
-    is_collective: ClassVar[bool] = False
-    target_ids: ClassVar[torch.Tensor | None] = None
-    num_kv_heads: ClassVar[int] = 1
-
-    model: BailingModel
-
-    @property
-    def head_dim(self) -> int:
-        """See `DraftModel`."""
-        return self.model.config.head_dim
-
-    def first_states(self, output: ModelOutput) -> torch.Tensor:
-        """See `DraftModel`."""
-        return output.hidden
-
-    def forward(self, states: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
-        """See `DraftModel`."""
-        return states
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """See `DraftModel`."""
-        return self.model.lm_head(states)
-
-
 class WholeSteps:
-    """One model behind both runners. The last block of `kv` is nobody's."""
+    """One model and its draft head behind both runners. The last block of `kv` is nobody's."""
 
-    def __init__(self, session: Session, model: BailingModel, kv: KVCache, buckets: Buckets, most_blocks: int) -> None:
+    def __init__(
+        self, session: Session, model: BailingModel, head: Eagle3Head, kv: KVCache, buckets: Buckets, most_blocks: int
+    ) -> None:
         self._eager = ModelRunner(model, kv, session.device)
-        head = HeadAlone(model)
-        layer = allocate_kv_layer(1, BLOCK_SIZE, head.num_kv_heads, head.head_dim, torch.bfloat16, session.device)
+        kv_shape = (kv.num_blocks, BLOCK_SIZE, head.num_kv_heads, head.head_dim)
+        layer = allocate_kv_layer(*kv_shape, torch.bfloat16, session.device)
         world = StepWorld(
             model=model,
             kv=kv,
@@ -143,7 +114,7 @@ def _plan(
             sampling=dataclasses.replace(_SAMPLING, seed=place),
             sequence_index=0,
             output_index=start,
-            draft_method=DraftMethod.MTP if num_proposals else DraftMethod.NONE,
+            draft_method=DraftMethod.EAGLE3 if num_proposals else DraftMethod.NONE,
             num_proposals=num_proposals,
         )
         for place, (table, mine, start) in enumerate(zip(tables, tokens, starts, strict=True))

@@ -18,6 +18,7 @@ from kernels.grouped_swiglu import (
     fill_fp8_expert,
     grouped_swiglu,
 )
+from kernels.permute import sort_by_expert
 from kernels.quantise.formats import Scaling
 
 TOP_K = 8
@@ -58,16 +59,16 @@ def random_experts(shape: Shape, scaling: Scaling) -> PackedExperts:
 
 def case(experts: PackedExperts, num_rows: int, kind: str) -> Case:
     """`num_rows` rows whose experts are drawn evenly."""
-    chosen = torch.cat([torch.randperm(experts.num_experts)[:TOP_K] for _ in range(num_rows)])
-    counts = torch.bincount(chosen, minlength=experts.num_experts).int()
-    rows = torch.randn(num_rows * TOP_K, experts.hidden).to(torch.bfloat16)
+    ids = torch.stack([torch.randperm(experts.num_experts)[:TOP_K] for _ in range(num_rows)]).int()
+    hidden = torch.randn(num_rows, experts.hidden).to(torch.bfloat16)
+    copies = sort_by_expert(hidden, ids, experts.num_experts)
     itemsize = 2 if experts.scales is None else 1
     weights = 3 * experts.hidden * experts.inner
     return Case(
         name=f"experts, {num_rows} rows x {TOP_K} {kind}",
-        run=lambda: grouped_swiglu(rows, counts, experts),
-        num_bytes=itemsize * weights * int((counts > 0).sum()) + 2 * rows.nbytes,
-        num_flop=2 * len(rows) * weights,
+        run=lambda: grouped_swiglu(copies.rows, copies.counts, experts, copies.order),
+        num_bytes=itemsize * weights * int((copies.counts > 0).sum()) + copies.rows.nbytes + TOP_K * hidden.nbytes,
+        num_flop=2 * ids.numel() * weights,
         operands=torch.bfloat16 if experts.scales is None else torch.float8_e4m3fn,
     )
 

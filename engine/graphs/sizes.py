@@ -7,9 +7,9 @@ from engine.graphs.buckets import Bucket, Buckets
 from model.config import ModelConfig
 
 _SCRATCH_BYTES = 256 * 2**20  # of attention's splits at most: kernels/paged_attention/tiles.py
-_MAX_SPLITS = 32
+_MAX_SPLITS = 64
 _CANDIDATES_BYTES = 4 * 1024  # of a row's draw: kernels/sample/triton_kernel.py
-_GATE_SUMS = 17  # fp32 a row and expert: kernels/gate/triton_kernel.py
+_GATE_SUMS = 32  # fp32 a row and expert at most: kernels/gate/tiles.py
 
 
 def runs_graphs(config: EngineConfig, device: str) -> bool:

@@ -6,38 +6,51 @@ from collections.abc import Iterator
 
 from kernels.builds import Build
 from kernels.gate import GateShape
-from kernels.gate.triton_kernel import (
-    CHOOSE_OPTIONS,
-    LOGITS_OPTIONS,
-    choose_constants,
-    choose_kernel,
-    logits_constants,
-    partial_logits_kernel,
-)
+from kernels.gate.logits import few_partial_logits_kernel, logits_constants, partial_logits_kernel
+from kernels.gate.tiles import DECODE_ROWS, FEW_ROWS, GateTile, gate_tile, invariant_tile
+from kernels.gate.triton_kernel import CHOOSE_OPTIONS, choose_constants, choose_kernel
 
 _SHAPE = GateShape(num_expert_groups=8, topk_groups=4, top_k=8, scale=2.5, normalise=True)
+_EXPERTS = 256
 _WIDTHS = {"flash": 4096, "mini": 2048}
-_FEW, _MANY = 16, 4096
+_ROWS = (1, 2, FEW_ROWS, 16, 32, 64, DECODE_ROWS, 512, 1024, 2048, 4096, 8192)  # each of another tile
 
 
 def builds() -> Iterator[Build]:
-    """Both kernels for both models; hidden states are bf16."""
+    """All kernels for both models; hidden states are bf16."""
+    tiles = {f"{rows} rows": gate_tile(rows, itemsize=2) for rows in _ROWS} | {"batch-invariant": invariant_tile(2)}
     for model, width in _WIDTHS.items():
-        for rows in (_FEW, _MANY):
-            yield Build(
-                name=f"gate logits, {model}, {rows} rows",
-                kernel=partial_logits_kernel,
-                arguments={"hidden": "*bf16", "weight": "*fp32", "partial": "*fp32", "num_rows": "i32"},
-                constants=logits_constants(rows, 256, width),
-                options=LOGITS_OPTIONS,
-            )
-    yield Build(
-        name="gate choice",
-        kernel=choose_kernel,
-        arguments={
-            **{"partial": "*fp32", "bias": "*fp32", "ids": "*i32", "weights": "*fp32"},
-            **{"scale": "fp32", "num_rows": "i32"},
-        },
-        constants=choose_constants(256, _SHAPE),
-        options=CHOOSE_OPTIONS,
+        for name, tile in tiles.items():
+            yield _logits(f"gate logits, {model}, {name}", tile, width)
+    for splits in sorted({tile.num_splits(width) for tile in tiles.values() for width in _WIDTHS.values()}):
+        yield Build(
+            name=f"gate choice of {splits} splits",
+            kernel=choose_kernel,
+            arguments={
+                **{"partial": "*fp32", "bias": "*fp32", "ids": "*i32", "weights": "*fp32"},
+                **{"scale": "fp32", "num_rows": "i32"},
+            },
+            constants=choose_constants(splits, _EXPERTS, _SHAPE),
+            options=CHOOSE_OPTIONS,
+        )
+
+
+def _logits(name: str, tile: GateTile, width: int) -> Build:
+    arguments = {"hidden": "*bf16", "weight": "*fp32", "partial": "*fp32", "num_rows": "i32"}
+    constants = logits_constants(tile, _EXPERTS, width)
+    if tile.has_few_rows:
+        return Build(
+            name=name,
+            kernel=few_partial_logits_kernel,
+            arguments=arguments,
+            constants=constants,
+            options=tile.options,
+        )
+    return Build(
+        name=name,
+        kernel=partial_logits_kernel,
+        arguments=arguments,
+        constants=constants,
+        options=tile.options,
+        is_matrix=True,
     )

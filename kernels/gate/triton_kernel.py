@@ -1,9 +1,11 @@
-"""The gate on a GPU: fp32 products split over H, then one warp a row from the first sigmoid to the last weight.
+"""The gate on a GPU: logits split over H, then one warp a row from the first sigmoid to the last weight.
 
-Bytes: E * H * 4 of weights for every BLOCK_ROWS rows, from the second on out of L2; T * H * 2 of hidden; SPLITS * T * E
-* 8 of partial sums written and read; T * K * 8 out. FLOP: 2 * T * E * H and about T * E * (8 + 2 * K).
-E = 256, H = 4096, one row: 4.2 MB of weights, 1.05 us at 4.0 TB/s (H20 datasheet), and two launches.
-A logit is SPLITS chains of fp32 additions, each in the order of H, so a row's answer depends on nothing but the row.
+Bytes: E * H * 4 of weights for every BLOCK_ROWS rows, from the second on out of L2; T * H * 2 of hidden for every
+BLOCK_EXPERTS experts; SPLITS * T * E * 8 of partial sums written and read; T * K * 8 out. FLOP: 6 * T * E * H on the
+tensor cores and about 6 * E * H for every BLOCK_ROWS rows to split the weights; T * E * (8 + K).
+E = 256, H = 4096, one row: 4.2 MB of weights, 1.05 us at 4.0 TB/s (H20 datasheet), and two launches; 2048 rows: 12.9
+GFLOP, 13 us at 989 TFLOP/s (H100 datasheet).
+A logit's order of additions depends on the tile and this on the number of rows, in batch-invariant mode on nothing.
 """
 
 from __future__ import annotations
@@ -14,64 +16,52 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import native
+from kernels.gate.logits import partial_logits
+from kernels.gate.tiles import loads_first
 from kernels.launch import launch_options
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
 
 if TYPE_CHECKING:
     from kernels.gate import GateShape
 
-SPLITS = 16  # of H: with 32 experts a program, 128 programs read E * H = 256 * 4096 at one row; H20 has 78 SMs
-BLOCK_EXPERTS, BLOCK_WIDTH = 32, 32
-LOGITS_OPTIONS = launch_options(num_warps=4)
-CHOOSE_OPTIONS = launch_options(num_warps=1)  # 256 scores are eight a lane; reductions stay within the warp
+# 256 scores are eight a lane; reductions stay within the warp.
+CHOOSE_OPTIONS = loads_first(launch_options(num_warps=1))
 
 
 @triton.jit
-def partial_logits_kernel(
-    hidden: tl.tensor,
-    weight: tl.tensor,
-    partial: tl.tensor,
-    num_rows: tl.tensor,
-    WIDTH: tl.constexpr,
-    SPLIT_WIDTH: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_EXPERTS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-) -> None:
-    """Hidden [T, H] any float, weight [E, H] fp32 -> partial [SPLITS, T, E] fp32, each over SPLIT_WIDTH channels."""
-    await_previous()
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    expert = tl.program_id(1) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)
-    split = tl.program_id(2)
-    row_start = hidden + row[:, None].to(tl.int64) * WIDTH
-    expert_start = weight + expert[:, None] * WIDTH
-    total = tl.zeros((BLOCK_ROWS, BLOCK_EXPERTS), tl.float32)
-    for start in range(0, SPLIT_WIDTH, BLOCK_WIDTH):
-        channel = start + tl.arange(0, BLOCK_WIDTH)[None, :]
-        at = split * SPLIT_WIDTH + channel
-        exists = (channel < SPLIT_WIDTH) & (at < WIDTH)
-        x = tl.load(row_start + at, mask=(row[:, None] < num_rows) & exists, other=0.0).to(tl.float32)
-        w = tl.load(expert_start + at, mask=(expert[:, None] < NUM_EXPERTS) & exists, other=0.0)
-        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")  # tf32 would change the chosen set
-    place = partial + (split.to(tl.int64) * num_rows + row[:, None]) * NUM_EXPERTS + expert[None, :]
-    tl.store(place, total, mask=(row[:, None] < num_rows) & (expert[None, :] < NUM_EXPERTS))
-
-
-@triton.jit
-def _sortable(values: tl.tensor, index: tl.tensor) -> tl.tensor:
-    """Keys as int64 that order as (value, then lower index first) and are all different. No value is NaN or -0."""
+def _sortable(values: tl.tensor) -> tl.tensor:
+    """fp32 as int32 that orders alike, above -2**31. No value is NaN or -0."""
     bits = values.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
-def _value(keys: tl.tensor) -> tl.tensor:
+def _value(key: tl.tensor) -> tl.tensor:
     """The fp32 values that `_sortable` made keys of."""
-    ordered = (keys >> 32).to(tl.int32)
-    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+    return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _two_largest(
+    first: tl.tensor, second: tl.tensor, other_first: tl.tensor, other_second: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Of two pairs in descending order."""
+    return (
+        tl.maximum(first, other_first),
+        tl.maximum(tl.minimum(first, other_first), tl.maximum(second, other_second)),
+    )
+
+
+@triton.jit
+def _kept_groups(keys: tl.tensor, NUM_GROUPS: tl.constexpr, TOPK_GROUPS: tl.constexpr) -> tl.tensor:
+    """Which groups of keys [GROUPS_POW2, SIZE_POW2] have the largest sums of their two best values."""
+    LOWEST: tl.constexpr = -(2**31)
+    group = tl.arange(0, keys.shape[0])
+    first, second = tl.reduce((keys, tl.full(keys.shape, LOWEST, tl.int32)), 1, _two_largest)
+    key = tl.where(group < NUM_GROUPS, _sortable(_value(first) + _value(second)), LOWEST)
+    # Counting those ahead is one reduction where taking the best again and again would be one for each that is kept.
+    is_ahead = (key[None, :] > key[:, None]) | ((key[None, :] == key[:, None]) & (group[None, :] < group[:, None]))
+    return tl.sum(is_ahead.to(tl.int32), 1) < TOPK_GROUPS
 
 
 @triton.jit
@@ -83,6 +73,7 @@ def choose_kernel(
     scale: tl.tensor,
     num_rows: tl.tensor,
     SPLITS: tl.constexpr,
+    SPLITS_POW2: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     TOPK_GROUPS: tl.constexpr,
@@ -92,47 +83,44 @@ def choose_kernel(
     SIZE_POW2: tl.constexpr,
     K_POW2: tl.constexpr,
 ) -> None:
-    """One row: partial [SPLITS, T, E] -> ids [T, K] int32, weights [T, K] fp32."""
-    await_previous()
-    LOWEST: tl.constexpr = -(2**63)  # below every key: a place that is empty or already taken
-    NUM_EXPERTS: tl.constexpr = NUM_GROUPS * GROUP_SIZE
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, GROUPS_POW2)
-    expert = group[:, None] * GROUP_SIZE + tl.arange(0, SIZE_POW2)[None, :]
-    exists = (group[:, None] < NUM_GROUPS) & (tl.arange(0, SIZE_POW2)[None, :] < GROUP_SIZE)
+    """One row: partial [SPLITS, T, E] -> ids [T, K] int32, weights [T, K] fp32.
 
-    logit = tl.zeros((GROUPS_POW2, SIZE_POW2), tl.float32)
-    for split in tl.static_range(SPLITS):
-        logit += tl.load(partial + (split * num_rows + row) * NUM_EXPERTS + expert, mask=exists, other=0.0)
+    Keys are of 32 bits, ties are settled by a second reduction: a warp's largest of these is one instruction.
+    """
+    await_previous()
+    LOWEST: tl.constexpr = -(2**31)  # below every key: a place that is empty or already taken
+    MINUS_INFINITY: tl.constexpr = -2139095041  # its key
+    NUM_PLACES: tl.constexpr = GROUPS_POW2 * SIZE_POW2
+    NUM_EXPERTS: tl.constexpr = NUM_GROUPS * GROUP_SIZE
+    row = tl.program_id(0)
+    place = tl.arange(0, NUM_PLACES)
+    expert = place // SIZE_POW2 * GROUP_SIZE + place % SIZE_POW2
+    exists = (place // SIZE_POW2 < NUM_GROUPS) & (place % SIZE_POW2 < GROUP_SIZE)
+
+    split = tl.arange(0, SPLITS_POW2)[:, None]
+    at = partial + row * NUM_EXPERTS + expert[None, :] + split * (num_rows * NUM_EXPERTS)
+    logit = tl.sum(tl.load(at, mask=(split < SPLITS) & exists[None, :], other=0.0), 0)
     scores = 1.0 / (1.0 + tl.exp(-logit))
     biased = scores + tl.load(bias + expert, mask=exists, other=0.0)
     biased = tl.where(biased == biased, biased, float("-inf"))
 
-    keys = tl.where(exists, _sortable(biased, expert), LOWEST)
-    best = tl.max(keys, 1)
-    second = tl.max(tl.where(keys == best[:, None], LOWEST, keys), 1)
-    group_keys = tl.where(group < NUM_GROUPS, _sortable(_value(best) + _value(second), group), LOWEST)
-    is_kept = group < 0
-    for _ in tl.static_range(TOPK_GROUPS):
-        is_best = group_keys == tl.max(group_keys, 0)
-        is_kept = is_kept | is_best
-        group_keys = tl.where(is_best, LOWEST, group_keys)
-
+    keys = tl.where(exists, _sortable(biased), LOWEST)
+    is_kept = _kept_groups(tl.reshape(keys, (GROUPS_POW2, SIZE_POW2)), NUM_GROUPS, TOPK_GROUPS)
+    is_kept = tl.reshape(tl.broadcast_to(is_kept[:, None], (GROUPS_POW2, SIZE_POW2)), (NUM_PLACES,))
     # Experts of dropped groups rank last but stay rankable: a row of NaNs still gets K different ids.
-    limited = tl.where(is_kept[:, None], biased, float("-inf"))
-    keys = tl.where(exists, _sortable(limited, expert), LOWEST)
+    keys = tl.where(is_kept, keys, tl.minimum(keys, MINUS_INFINITY))
     slot = tl.arange(0, K_POW2)
-    chosen_ids = tl.zeros((K_POW2,), tl.int32)
-    chosen_scores = tl.zeros((K_POW2,), tl.float32)
-    for k in tl.static_range(TOP_K):
-        is_best = keys == tl.max(tl.max(keys, 1), 0)
-        chosen_ids = tl.where(slot == k, tl.sum(tl.sum(tl.where(is_best, expert, 0), 1), 0), chosen_ids)
-        chosen_scores = tl.where(slot == k, tl.sum(tl.sum(tl.where(is_best, scores, 0.0), 1), 0), chosen_scores)
-        keys = tl.where(is_best, LOWEST, keys)
+    chosen = tl.zeros((K_POW2,), tl.int32)
+    for k in range(TOP_K):
+        best = tl.min(tl.where(keys == tl.max(keys, 0), place, NUM_PLACES), 0)
+        chosen = tl.where(slot == k, best, chosen)
+        keys = tl.where(place == best, LOWEST, keys)
 
+    chosen_scores = tl.where(slot < TOP_K, tl.gather(scores, chosen, 0), 0.0)
     if NORMALISE:
         chosen_scores = chosen_scores / (tl.sum(chosen_scores, 0) + 1e-20)
-    tl.store(ids + row * TOP_K + slot, chosen_ids, mask=slot < TOP_K)
+    release_next()
+    tl.store(ids + row * TOP_K + slot, chosen // SIZE_POW2 * GROUP_SIZE + chosen % SIZE_POW2, mask=slot < TOP_K)
     tl.store(weights + row * TOP_K + slot, chosen_scores * scale, mask=slot < TOP_K)
 
 
@@ -147,36 +135,22 @@ def sigmoid_group_topk(
     ids = torch.empty(num_rows, shape.top_k, dtype=torch.int32, device=hidden.device)
     weights = torch.empty(num_rows, shape.top_k, dtype=torch.float32, device=hidden.device)
     if num_rows:
-        # Sixteen rows a program whatever there are: a prompt then reads the weights out of L2 more often.
-        constants = logits_constants(1 if native.is_batch_invariant() else num_rows, *weight.shape)
-        partial = torch.empty(SPLITS, num_rows, num_experts, dtype=torch.float32, device=hidden.device)
-        grid = (triton.cdiv(num_rows, constants["BLOCK_ROWS"]), triton.cdiv(num_experts, BLOCK_EXPERTS), SPLITS)
-        partial_logits_kernel[grid](hidden, weight, partial, num_rows, **constants, **LOGITS_OPTIONS)
+        partial = partial_logits(hidden, weight)
+        assert partial.numel() < 2**31, f"{num_rows} rows: the kernel of the choice counts in int32"
         choose_kernel[(num_rows,)](
             *(partial, bias, ids, weights, shape.scale, num_rows),
-            **choose_constants(num_experts, shape),
+            **choose_constants(partial.shape[0], num_experts, shape),
             **CHOOSE_OPTIONS,
         )
     return ids, weights
 
 
-def logits_constants(num_rows: int, num_experts: int, width: int) -> dict[str, int]:
-    """What `partial_logits_kernel` is compiled with. Sixty-four rows a program where there are as many."""
-    return {
-        "WIDTH": width,
-        "SPLIT_WIDTH": triton.cdiv(width, SPLITS),
-        "NUM_EXPERTS": num_experts,
-        "BLOCK_ROWS": 16 if num_rows <= 64 else 64,
-        "BLOCK_EXPERTS": BLOCK_EXPERTS,
-        "BLOCK_WIDTH": BLOCK_WIDTH,
-    }
-
-
-def choose_constants(num_experts: int, shape: GateShape) -> dict[str, int | bool]:
+def choose_constants(splits: int, num_experts: int, shape: GateShape) -> dict[str, int | bool]:
     """What `choose_kernel` is compiled with."""
     group_size = num_experts // shape.num_expert_groups
     return {
-        "SPLITS": SPLITS,
+        "SPLITS": splits,
+        "SPLITS_POW2": triton.next_power_of_2(splits),
         "NUM_GROUPS": shape.num_expert_groups,
         "GROUP_SIZE": group_size,
         "TOPK_GROUPS": shape.topk_groups,

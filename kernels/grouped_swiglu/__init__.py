@@ -11,6 +11,7 @@ import torch
 
 from kernels import native
 from kernels.grouped_swiglu import cpu, reference
+from kernels.permute import RowOrder
 from kernels.quantise.formats import Scaling
 
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of one expert: gate, up, down
@@ -112,12 +113,14 @@ def pack_experts(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> Pa
     return experts
 
 
-def grouped_swiglu(rows: torch.Tensor, counts: torch.Tensor, experts: PackedExperts) -> torch.Tensor:
+def grouped_swiglu(
+    rows: torch.Tensor, counts: torch.Tensor, experts: PackedExperts, order: RowOrder | None = None
+) -> torch.Tensor:
     """down(silu(gate x) * up x) of each row's expert.
 
-    rows [R, H] of the experts' dtype, sorted by expert; counts [E] int32 on the rows' device, R in sum at most: what
-    lies behind is not computed. Returns [R, H]. Sums in fp32, the product rounded once to the dtype. Experts without
-    rows are not read. R = 0 is valid.
+    rows [R, H] of the experts' dtype, sorted by expert, or on a GPU rows [T, H] whose copies `order` sorts; counts [E]
+    int32 on the rows' device, R in sum at most: what lies behind is not computed. Returns [R, H]. Sums in fp32, the
+    product rounded once to the dtype. Experts without rows are not read. R = 0 is valid.
     What meets FP8 weights is quantised as their format says, the rows and the products of gate and up (model-spec §4).
     Source: model-spec §2.5, §2.6. Raises nothing; shapes are asserted.
     """
@@ -128,11 +131,13 @@ def grouped_swiglu(rows: torch.Tensor, counts: torch.Tensor, experts: PackedExpe
         f"counts are {counts.dtype} {len(counts)}"
     )
     if not experts.is_plain:
+        assert order is None, "panels take rows that lie in order"
         return cpu.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.inner)
     if native.runs_triton(rows):
         from kernels.grouped_swiglu import triton_kernel  # Triton is imported where it runs
 
-        return triton_kernel.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.scales)
+        return triton_kernel.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.scales, order)
+    assert order is None, "rows that no kernel of a GPU reads lie in order"
     gate, up = experts.gate_up[:, 0], experts.gate_up[:, 1]
     if experts.scales is not None:
         return reference.grouped_swiglu_fp8(rows, counts, experts.gate_up, experts.down, experts.scales)

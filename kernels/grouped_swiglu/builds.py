@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
+from kernels.grouped_swiglu.quantising_down import quantising_down_constants, quantising_down_kernel
 from kernels.grouped_swiglu.tile_map import OPTIONS, tile_map_kernel
 from kernels.grouped_swiglu.tile_map import constants as tile_map_constants
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
 from kernels.grouped_swiglu.triton_kernel import down_constants, down_kernel, gate_up_constants, gate_up_kernel
 from kernels.linear.builds import FORMATS
 from kernels.quantise.formats import Scaling
@@ -29,20 +30,30 @@ def builds() -> Iterator[Build]:
         itemsize = 2 if scaling is Scaling.NONE else 1
         for block_rows in sorted({rows_per_tile(rows, _EXPERTS, itemsize, scaling) for rows in _ROWS}):
             yield _gate_up(f"experts gate and up, {kind}, tiles of {block_rows} rows", block_rows, scaling)
+            name = f"shared expert gate and up, {kind}, tiles of {block_rows} rows"
+            yield _gate_up(name, block_rows, scaling, has_sources=False)
             yield _down(f"experts down, {kind}, tiles of {block_rows} rows", block_rows, scaling)
+    for whose, has_sources in (("experts", True), ("shared expert", False)):
+        name = f"{whose} gate and up, fp8 blocks, few tiles"
+        yield _gate_up(name, 16, Scaling.BLOCKS, has_deferred_scales=True, has_sources=has_sources)
+    yield _quantising_down("experts down, fp8 blocks, few tiles", 16)
 
 
-def _gate_up(name: str, block_rows: int, scaling: Scaling) -> Build:
+def _gate_up(
+    name: str, block_rows: int, scaling: Scaling, *, has_deferred_scales: bool = False, has_sources: bool = True
+) -> Build:
     operand, itemsize = ("*bf16", 2) if scaling is Scaling.NONE else ("*fp8e4nv", 1)
-    tile = gate_up_tile(block_rows, itemsize, scaling)
+    tile = gate_up_tile(block_rows, itemsize, scaling, has_deferred_scales)
+    inner = "*fp32" if has_deferred_scales else "*fp8e4nv" if scaling is Scaling.BLOCKS else "*bf16"
     return Build(
         name=name,
         kernel=gate_up_kernel,
         arguments={
-            **{"x": operand, "x_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
-            **{"inner": "*fp8e4nv" if scaling is Scaling.BLOCKS else "*bf16", "inner_scale": "*fp32", "tiles": "*i32"},
+            **{"x": operand, "x_scale": "*fp32", "sources": "*i32"},
+            **{"weight": operand, "weight_scale": "*fp32"},
+            **{"inner": inner, "inner_scale": "*fp32", "tiles": "*i32"},
         },
-        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile),
+        constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile, has_sources),
         options=tile.options,
         is_matrix=True,
     )
@@ -59,6 +70,20 @@ def _down(name: str, block_rows: int, scaling: Scaling) -> Build:
             **{"out": "*bf16", "tiles": "*i32"},
         },
         constants=down_constants(_HIDDEN, _INNER, scaling, tile),
+        options=tile.options,
+        is_matrix=True,
+    )
+
+
+def _quantising_down(name: str, block_rows: int) -> Build:
+    tile = quantising_down_tile(block_rows)
+    return Build(
+        name=name,
+        kernel=quantising_down_kernel,
+        arguments={
+            **{"inner": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32", "out": "*bf16", "tiles": "*i32"},
+        },
+        constants=quantising_down_constants(_HIDDEN, _INNER, tile),
         options=tile.options,
         is_matrix=True,
     )

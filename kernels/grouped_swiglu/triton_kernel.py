@@ -14,11 +14,13 @@ import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.grouped_swiglu.quantising_down import quantising_down_constants, quantising_down_kernel
 from kernels.grouped_swiglu.tile_map import tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
+from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
+from kernels.permute import RowOrder
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise
@@ -28,11 +30,13 @@ from kernels.quantise.triton_kernel import quantise
 def gate_up_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
+    sources: tl.tensor,
     weight: tl.tensor,
     weight_scale: tl.tensor,
     inner: tl.tensor,
     inner_scale: tl.tensor,
     tiles: tl.tensor,
+    HAS_SOURCES: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
     SCALES: tl.constexpr,
@@ -46,7 +50,8 @@ def gate_up_kernel(
 ) -> None:
     """One tile of inner [R, INNER] = silu(gate x) * up x; weight [E, 2, INNER, HIDDEN], SCALES scales an expert.
 
-    SCALING "blocks": inner is e4m3, and the tile's 128 channels of a row get a scale in inner_scale [R, INNER / 128].
+    Row r of inner is of row sources[r] of x, or without HAS_SOURCES of row r. Where inner is e4m3, the tile's 128
+    channels of a row get a scale in inner_scale [R, INNER / 128].
     """
     await_previous()
     NUM_OUT_TILES: tl.constexpr = (INNER + BLOCK_OUT - 1) // BLOCK_OUT
@@ -57,13 +62,16 @@ def gate_up_kernel(
     row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS)
     end = tl.load(tile + 2)
     rows = tl.minimum(row, end - 1).to(tl.int64)
+    x_rows = rows
+    if HAS_SOURCES:
+        x_rows = tl.load(sources + rows).to(tl.int64)
     first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
     gate, up = product(
         x,
         x_scale,
         weight + expert * (2 * INNER * HIDDEN),
         weight_scale + expert * SCALES,
-        rows,
+        x_rows,
         first_out,
         NUM_OUT=INNER,
         NUM_IN=HIDDEN,
@@ -77,13 +85,14 @@ def gate_up_kernel(
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
     swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
-    if SCALING == "blocks":
+    if inner.dtype.element_ty == tl.float8e4nv:
         swiglu = tl.where(is_wanted, swiglu, 0.0)
         scale = group_scales(swiglu, False, SMALLEST_PEAK, LARGEST)
         tl.store(inner_scale + rows * ((INNER + 127) // 128) + first_out // 128, scale, mask=row < end)
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
+    release_next()
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
@@ -133,6 +142,7 @@ def down_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
+    release_next()
     tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
@@ -142,35 +152,49 @@ def grouped_swiglu(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    order: RowOrder | None = None,
 ) -> torch.Tensor:
     """Rows [R, H] sorted by expert -> [R, H] of the same dtype; gate_up [E, 2, I, H], down [E, H, I].
 
+    With `order` rows are [T, H], whose R copies it sorts.
     With `scales` of gate_up and of down the weights are e4m3, and rows are quantised on the way. Block-wise they are
     [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1].
     """
-    num_rows, (num_experts, _, inner_size, hidden) = rows.shape[0], gate_up.shape
+    num_experts, _, inner_size, hidden = gate_up.shape
+    num_rows = len(rows if order is None else order.sources)
+    out = rows.new_empty(num_rows, hidden)
     if num_rows == 0:
-        return torch.empty_like(rows)
+        return out
     scaling = Scaling.NONE if scales is None else Scaling.of(down[0], scales[1][0])
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
-    tiles = tile_map(counts, num_rows, block_rows)
+    is_mapped = order is not None and order.tile_rows == block_rows
+    tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
     x, x_scale = _quantised(rows, scaling)
-    inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
+    has_deferred_scales = defers_scales(len(tiles), block_rows, inner_size, scaling)
+    inner_dtype = torch.float32 if has_deferred_scales else x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
     num_blocks = triton.cdiv(inner_size, FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
-    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
+    tile = gate_up_tile(block_rows, gate_up.itemsize, scaling, has_deferred_scales)
     gate_up_kernel[(len(tiles) * triton.cdiv(inner_size, tile.block_out),)](
-        *(x, x_scale, gate_up, gate_up_scales, inner, inner_scale, tiles),
-        **gate_up_constants(hidden, inner_size, scaling, tile),
+        *(x, x_scale, tiles if order is None else order.sources),
+        *(gate_up, gate_up_scales, inner, inner_scale, tiles),
+        **gate_up_constants(hidden, inner_size, scaling, tile, order is not None),
         **tile.options,
     )
+    if has_deferred_scales:
+        tile = quantising_down_tile(block_rows)
+        quantising_down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+            *(inner, down, down_scales, out, tiles),
+            **quantising_down_constants(hidden, inner_size, tile),
+            **tile.options,
+        )
+        return out
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
-    out = torch.empty_like(rows)
     tile = down_tile(block_rows, gate_up.itemsize)
     down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
         *(inner, inner_scale, down, down_scales, out, tiles),
@@ -185,9 +209,12 @@ def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torc
     return (rows, rows) if scaling is Scaling.NONE else quantise(rows, scaling)
 
 
-def gate_up_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
+def gate_up_constants(
+    hidden: int, inner: int, scaling: Scaling, tile: Tile, has_sources: bool
+) -> dict[str, int | float | str | bool]:
     """What `gate_up_kernel` is compiled with."""
     return {
+        "HAS_SOURCES": has_sources,
         "HIDDEN": hidden,
         "INNER": inner,
         "SCALES": 2 * num_scales(inner, hidden, scaling),

@@ -34,6 +34,7 @@ class PackedWeight:
     dtype: torch.dtype  # of the rows that it multiplies
     layout: Layout
     scale: torch.Tensor | None = None  # fp32, of Layout.FP8
+    arrivals: torch.Tensor  # int32 [N / 64], zeros between products: so two streams may not multiply by it at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
         layout, data = Layout.PANELS, cpu.pack(data)
     elif data is weight:
         data = weight.clone()
-    return PackedWeight(data=data, num_out=num_out, num_in=num_in, dtype=weight.dtype, layout=layout)
+    arrivals = _arrivals(num_out, weight.device)
+    return PackedWeight(data=data, num_out=num_out, num_in=num_in, dtype=weight.dtype, layout=layout, arrivals=arrivals)
 
 
 def reads_fp8(device: torch.device) -> bool:
@@ -66,8 +68,14 @@ def pack_fp8_weight(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
     assert weight.dim() == 2 and weight.dtype == torch.float8_e4m3fn, f"weight is {weight.dtype}, not FP8"
     Scaling.of(weight, scale)
     num_out, num_in = weight.shape
-    data, scale = weight.contiguous(), scale.float().contiguous()
-    return PackedWeight(data=data, num_out=num_out, num_in=num_in, dtype=dtype, layout=Layout.FP8, scale=scale)
+    data, scale, arrivals = weight.contiguous(), scale.float().contiguous(), _arrivals(num_out, weight.device)
+    return PackedWeight(
+        data=data, num_out=num_out, num_in=num_in, dtype=dtype, layout=Layout.FP8, scale=scale, arrivals=arrivals
+    )
+
+
+def _arrivals(num_out: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(-(-num_out // 64), dtype=torch.int32, device=device)
 
 
 def linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
@@ -86,7 +94,8 @@ def linear_of_fp8(rows: Fp8Rows, weight: PackedWeight) -> torch.Tensor:
     if native.runs_triton(rows.values):
         from kernels.linear import triton_kernel
 
-        return triton_kernel.linear_fp8(rows.values, rows.scales, weight.data, weight.scale, weight.dtype)
+        operands = (rows.values, rows.scales, weight.data, weight.scale)
+        return triton_kernel.linear_fp8(*operands, weight.arrivals, weight.dtype)
     return reference.linear_of_fp8(rows.values, rows.scales, weight.data, weight.scale, weight.dtype)
 
 
@@ -104,7 +113,7 @@ def _linear(x: torch.Tensor, weight: PackedWeight, out_dtype: torch.dtype) -> to
     if native.runs_triton(x):
         from kernels.linear import triton_kernel  # Triton is imported where it runs
 
-        return triton_kernel.linear(x, weight.data, weight.scale, out_dtype)
+        return triton_kernel.linear(x, weight.data, weight.scale, weight.arrivals, out_dtype)
     if weight.scale is None:
         return reference.linear(x, weight.data, out_dtype)
     return reference.linear_fp8(x, weight.data, weight.scale, out_dtype)

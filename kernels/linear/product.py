@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def _along_rows(values: tl.tensor, ROWS_LEFT: tl.constexpr) -> tl.tensor:
@@ -61,6 +63,37 @@ def _load(at: tl.tensor, k: tl.tensor, NUM_IN: tl.constexpr, BLOCK_IN: tl.conste
 
 
 @triton.jit
+def prefetch(
+    weight: tl.tensor,
+    first_out: tl.tensor,
+    split: tl.tensor,
+    NUM_OUT: tl.constexpr,
+    NUM_IN: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """Have the weights of a tile's part of K brought to the L2 cache, all at once. They must lie at multiples of 16.
+
+    It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. Each
+    output's are asked for in PIECES: best such that every thread asks for one.
+    """
+    if _IS_COMPILED:
+        PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
+        NUM_BYTES: tl.constexpr = PIECE * weight.dtype.element_ty.primitive_bitwidth // 8
+        outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
+        at = weight + outs[:, None] * NUM_IN + (split * (PIECES * PIECE) + tl.arange(0, PIECES) * PIECE)[None, :]
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+            constraints="=r,l,r",
+            args=[at.to(tl.int64), NUM_BYTES],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def product(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -76,20 +109,25 @@ def product(
     BLOCK_OUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    split: tl.tensor = 0,
+    NUM_SPLITS: tl.constexpr = 1,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Outputs [first_out, first_out + BLOCK_OUT) of x [., NUM_IN] at `rows`, fp32 [BLOCK_ROWS, BLOCK_OUT].
 
     weight [NUM_OUT, NUM_IN]; with PAIR a second weight follows it, and its tile is the second result.
     SCALING "blocks": x_scale [., NUM_IN / 128], weight_scale [NUM_OUT / 128, NUM_IN / 128] of each weight; "channels":
     x_scale [.], weight_scale [NUM_OUT]; "none". `rows` int64 must exist; outputs past NUM_OUT are garbage.
+    Of NUM_SPLITS equal parts of K only part `split` is summed; more than one must each be whole steps.
     """
     NUM_SCALES: tl.constexpr = (NUM_IN + 127) // 128
     SECOND: tl.constexpr = NUM_OUT * NUM_IN
     SECOND_SCALE: tl.constexpr = (NUM_OUT + 127) // 128 * NUM_SCALES if SCALING == "blocks" else NUM_OUT
+    NUM_STEPS: tl.constexpr = (NUM_IN + BLOCK_IN - 1) // BLOCK_IN // NUM_SPLITS
+    first_in = split * (NUM_STEPS * BLOCK_IN)
     k = tl.arange(0, BLOCK_IN)
     outs = tl.minimum(first_out + tl.arange(0, BLOCK_OUT), NUM_OUT - 1)
-    x_at = x + _along_rows(rows, ROWS_LEFT) * NUM_IN + _along_outs(k, ROWS_LEFT)
-    weight_at = weight + _along_outs(outs, ROWS_LEFT) * NUM_IN + _along_rows(k, ROWS_LEFT)
+    x_at = x + first_in + _along_rows(rows, ROWS_LEFT) * NUM_IN + _along_outs(k, ROWS_LEFT)
+    weight_at = weight + first_in + _along_outs(outs, ROWS_LEFT) * NUM_IN + _along_rows(k, ROWS_LEFT)
     if ROWS_LEFT:
         first = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
     else:
@@ -97,13 +135,13 @@ def product(
     second = first
     row_scale = tl.zeros((BLOCK_ROWS,), tl.float32)
     block_scale, second_scale = 0.0, 0.0
-    x_scale_at = x_scale + rows * NUM_SCALES
-    weight_scale_at = weight_scale + (first_out // 128) * NUM_SCALES
+    x_scale_at = x_scale + split * NUM_STEPS + rows * NUM_SCALES
+    weight_scale_at = weight_scale + split * NUM_STEPS + (first_out // 128) * NUM_SCALES
     if SCALING == "blocks":
         row_scale, block_scale = tl.load(x_scale_at), tl.load(weight_scale_at)
         if PAIR:
             second_scale = tl.load(weight_scale_at + SECOND_SCALE)
-    for step in range(0, tl.cdiv(NUM_IN, BLOCK_IN)):
+    for step in range(0, NUM_STEPS):
         start = step * BLOCK_IN
         x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
         weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
@@ -113,7 +151,7 @@ def product(
             weight_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
             second = _accumulate(second, x_tile, weight_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
         if SCALING == "blocks":  # one step ahead, so that no product waits for its scales
-            block = tl.minimum(step + 1, NUM_SCALES - 1)
+            block = tl.minimum(step + 1, NUM_STEPS - 1)
             row_scale, block_scale = tl.load(x_scale_at + block), tl.load(weight_scale_at + block)
             if PAIR:
                 second_scale = tl.load(weight_scale_at + SECOND_SCALE + block)

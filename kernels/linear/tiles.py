@@ -8,6 +8,8 @@ from kernels.launch import launch_options
 
 TARGET_PROGRAMS = 132  # an H100 has 132 multiprocessors, an H20 78
 MAX_NARROW_ROWS = 32
+SPLIT_PROGRAMS = 3 * TARGET_PROGRAMS  # three a multiprocessor: while one waits for memory or a sum, two read
+SPLIT_SHARED_BYTES = 75 * 1024  # of a multiprocessor's shared memory, what each of three programs may have
 INVARIANT_ROWS = 32  # by which batch-invariant tiles are chosen: with them a decode still waits for memory on an H20
 HALF_SHARED_BYTES = 113 * 1024  # of a multiprocessor's shared memory, what each of two programs may have
 
@@ -72,3 +74,22 @@ def linear_tile(num_rows: int, num_out: int, itemsize: int) -> Tile:
     if fills:
         return Tile(block_rows=128, block_out=128, block_in=block_in, num_warps=8, num_stages=4)
     return Tile(block_rows=128, block_out=64, block_in=block_in, num_warps=4, num_stages=4)
+
+
+def num_splits(num_rows: int, num_out: int, num_in: int, itemsize: int) -> int:
+    """In how many parts K is summed by programs of their own: in one unless a decode's tiles leave the device idle.
+
+    A power of two, so that three programs of each multiprocessor begin at once, with four steps of 128 at least.
+    """
+    num_steps, rest = divmod(num_in, 128)
+    most = min(SPLIT_PROGRAMS // -(-num_out // 64), num_steps // 4)
+    if num_rows > 64 or itemsize == 4 or rest or most < 2:
+        return 1
+    return max(splits for splits in (1, 2, 4, 8, 16) if splits <= most and num_steps % splits == 0)
+
+
+def split_tile(num_rows: int, itemsize: int) -> Tile:
+    """The tile of a product whose K is split: 64 outputs."""
+    rows = padded_rows(num_rows)
+    num_stages = min(6, max(3, SPLIT_SHARED_BYTES // ((rows + 64) * 128 * itemsize)))
+    return Tile(block_rows=rows, block_out=64, block_in=128, num_warps=4, num_stages=num_stages)

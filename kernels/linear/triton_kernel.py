@@ -1,5 +1,7 @@
 """Linear layers on Hopper: bf16, and FP8 with block-wise or per-channel scales, every one a single kernel.
 
+Where tiles would leave the device idle, few rows go to `kernels.linear.split_kernel`, one to `vector_kernel` beside it.
+
 Bytes: N * K weights of one or two bytes, T * K of rows, T * N results; a decode of T <= 64 reads the weights once
 (5120 x 4096 in FP8: 21 MB, 5.2 us at 4.0 TB/s, H20 datasheet). FLOP: 2 * T * N * K; a prefill is bound by wgmma.
 FP8 products are summed in fp32 outside of the tensor core after each 128 channels.
@@ -12,9 +14,10 @@ import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.linear import split_kernel, vector_kernel
 from kernels.linear.product import product
-from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile
-from kernels.overlap import await_previous
+from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile, num_splits, split_tile
+from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import Scaling
 from kernels.quantise.triton_kernel import quantise
 
@@ -65,15 +68,22 @@ def linear_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < num_rows)[:, None] & (outs < NUM_OUT)[None, :]
+    release_next()
     tl.store(out + rows[:, None] * NUM_OUT + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, out_dtype: torch.dtype) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    arrivals: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
     """X [T, K] times weight [N, K] transposed -> [T, N] of `out_dtype`; x is quantised where the weight has scales."""
     if scale is None:
-        return _launch(x, None, weight, None, out_dtype)
+        return _launch(x, None, weight, None, arrivals, out_dtype)
     values, x_scale = quantise(x, Scaling.of(weight, scale))
-    return linear_fp8(values, x_scale, weight, scale, out_dtype)
+    return linear_fp8(values, x_scale, weight, scale, arrivals, out_dtype)
 
 
 def linear_fp8(
@@ -81,13 +91,15 @@ def linear_fp8(
     x_scale: torch.Tensor,
     weight: torch.Tensor,
     weight_scale: torch.Tensor,
+    arrivals: torch.Tensor,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     """X [T, K] and weight [N, K] e4m3 with fp32 scales -> [T, N] of `out_dtype`.
 
     Block-wise: x_scale [T, K / 128], weight_scale [N / 128, K / 128], rounded up. Per channel: [T, 1] and [N, 1].
+    `arrivals` are the weight's, see `kernels.linear.PackedWeight`.
     """
-    return _launch(x, x_scale, weight, weight_scale, out_dtype)
+    return _launch(x, x_scale, weight, weight_scale, arrivals, out_dtype)
 
 
 def constants(num_out: int, num_in: int, scaling: Scaling, tile: Tile) -> dict[str, int | str | bool]:
@@ -100,23 +112,39 @@ def _launch(
     x_scale: torch.Tensor | None,
     weight: torch.Tensor,
     weight_scale: torch.Tensor | None,
+    arrivals: torch.Tensor,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     (num_rows, num_in), num_out = x.shape, weight.shape[0]
     out = torch.empty(num_rows, num_out, dtype=out_dtype, device=x.device)
-    if num_rows:
-        rows = INVARIANT_ROWS if native.is_batch_invariant() else num_rows
-        tile = linear_tile(rows, num_out, weight.itemsize)
-        scaling = Scaling.NONE if weight_scale is None else Scaling.of(weight, weight_scale)
-        num_programs = triton.cdiv(num_rows, tile.block_rows) * triton.cdiv(num_out, tile.block_out)
-        linear_kernel[(num_programs,)](
-            x,
-            out if x_scale is None else x_scale,
-            weight,
-            out if weight_scale is None else weight_scale,
-            out,
-            num_rows,
-            **constants(num_out, num_in, scaling, tile),
-            **tile.options,
-        )
+    if num_rows == 0:
+        return out
+    scaling = Scaling.NONE if weight_scale is None else Scaling.of(weight, weight_scale)
+    operands = (x, out if x_scale is None else x_scale, weight, out if weight_scale is None else weight_scale)
+    if native.is_batch_invariant():
+        return _launch_tiles(operands, out, scaling, linear_tile(INVARIANT_ROWS, num_out, weight.itemsize))
+    if vector_kernel.takes(num_rows, num_out, num_in, weight.itemsize):
+        vector_kernel.launch(operands, out, scaling)
+        return out
+    splits = num_splits(num_rows, num_out, num_in, weight.itemsize)
+    if splits > 1:
+        split_kernel.launch(operands, out, arrivals, scaling, splits, split_tile(num_rows, weight.itemsize))
+        return out
+    return _launch_tiles(operands, out, scaling, linear_tile(num_rows, num_out, weight.itemsize))
+
+
+def _launch_tiles(
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    scaling: Scaling,
+    tile: Tile,
+) -> torch.Tensor:
+    (num_rows, num_out), num_in = out.shape, operands[0].shape[1]
+    num_programs = triton.cdiv(num_rows, tile.block_rows) * triton.cdiv(num_out, tile.block_out)
+    linear_kernel[(num_programs,)](
+        *operands,
+        *(out, num_rows),
+        **constants(num_out, num_in, scaling, tile),
+        **tile.options,
+    )
     return out

@@ -13,6 +13,8 @@ import torch
 
 from kernels import native
 from kernels.paged_attention import cpu, reference
+from kernels.quantise import quantise_blocks
+from kernels.quantise.formats import FP8_BLOCK
 
 WHOLE_CONTEXT = 2**31 - 1  # a window that no context outgrows
 
@@ -100,6 +102,63 @@ def paged_attention(
     and a row that no sequence has comes out as anything.
     The sums of a row run in one order whatever the batch, in fp32 on the CPU. Source: model-spec §2.4.
     """
+    _check(query, kv, row_starts, context_lens, window)
+    tables = (block_tables, row_starts, context_lens, positions)
+    if _runs_triton(query, kv):
+        values, _ = _triton(query, kv, tables, (scale, window), max_rows, is_quantised=False)
+        return values
+    run = cpu.paged_attention if kv.is_native else reference.paged_attention
+    return run(query, kv, *tables, scale, window)
+
+
+def paged_attention_quantised(
+    query: torch.Tensor,
+    kv: KVLayer,
+    block_tables: torch.Tensor,
+    row_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    window: int = WHOLE_CONTEXT,
+    max_rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`paged_attention` for a product with block-wise FP8 weights, of heads that are whole groups of 128 channels.
+
+    Returns values [T, A * D] e4m3 and scales [T, A * D / 128] fp32: what `quantise_blocks` makes of the result as
+    `paged_attention` rounds it. T = 0 is valid. Source: model-spec §2.4, §4 (a).
+    """
+    assert kv.head_dim % FP8_BLOCK == 0, f"heads of {kv.head_dim} channels share groups of {FP8_BLOCK}"
+    _check(query, kv, row_starts, context_lens, window)
+    tables = (block_tables, row_starts, context_lens, positions)
+    if _runs_triton(query, kv):
+        values, scales = _triton(query, kv, tables, (scale, window), max_rows, is_quantised=True)
+        assert scales is not None
+        return values, scales
+    return quantise_blocks(paged_attention(query, kv, *tables, scale, window, max_rows))
+
+
+def _runs_triton(query: torch.Tensor, kv: KVLayer) -> bool:
+    return kv.is_plain and native.runs_triton(query)
+
+
+def _triton(
+    query: torch.Tensor,
+    kv: KVLayer,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    scale_window: tuple[float, int],
+    max_rows: int | None,
+    *,
+    is_quantised: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    from kernels.paged_attention import invariant, triton_kernel  # Triton is imported where it runs
+
+    out = triton_kernel.Output.of(query, is_quantised=is_quantised)
+    run = invariant.paged_attention if native.is_batch_invariant() else triton_kernel.paged_attention
+    run(query, kv, triton_kernel.Batch(*tables, max_rows), scale_window, out)
+    return out.values.flatten(1), out.scales
+
+
+def _check(query: torch.Tensor, kv: KVLayer, row_starts: torch.Tensor, context_lens: torch.Tensor, window: int) -> None:
     assert query.dim() == 3 and query.is_contiguous(), f"query is {list(query.shape)}, strides {query.stride()}"
     assert query.shape[2] == kv.head_dim, f"query heads of {query.shape[2]} channels, cache of {kv.head_dim}"
     assert query.shape[1] % kv.num_kv_heads == 0, f"{query.shape[1]} query heads over {kv.num_kv_heads} KV heads"
@@ -108,12 +167,3 @@ def paged_attention(
         f"{len(row_starts)} row starts, {len(context_lens)} sequences"
     )
     assert window > 0, f"a window of {window} positions"
-    if kv.is_plain and native.runs_triton(query):
-        from kernels.paged_attention import invariant, triton_kernel  # Triton is imported where it runs
-
-        batch = triton_kernel.Batch(block_tables, row_starts, context_lens, positions, max_rows)
-        if native.is_batch_invariant():
-            return invariant.paged_attention(query, kv, batch, scale, window)
-        return triton_kernel.paged_attention(query, kv, batch, scale, window)
-    run = cpu.paged_attention if kv.is_native else reference.paged_attention
-    return run(query, kv, block_tables, row_starts, context_lens, positions, scale, window)

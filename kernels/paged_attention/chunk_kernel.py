@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from kernels.overlap import await_previous
-from kernels.paged_attention.split_kernel import load_kv
+from kernels.paged_attention.results import store_heads
+from kernels.paged_attention.split_kernel import load_blocks, load_kv
 
 
 @triton.jit
@@ -78,6 +79,7 @@ def chunk_kernel(
     context_lens: tl.tensor,
     positions: tl.tensor,
     out: tl.tensor,
+    scales: tl.tensor,
     scale: tl.tensor,
     window: tl.tensor,
     table_width: tl.tensor,
@@ -89,6 +91,7 @@ def chunk_kernel(
     DIM_POW2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FP8: tl.constexpr,
+    QUANTISED: tl.constexpr,
     MORE_THAN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
@@ -109,8 +112,7 @@ def chunk_kernel(
     exists = (row < num_rows) & (group_head < GROUP)
     channel = tl.arange(0, DIM_POW2)[None, :]
     at = (first_row + row).to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + group_head
-    place = at[:, None] * DIM + channel
-    queries = tl.load(query + place, mask=exists[:, None] & (channel < DIM), other=0.0)
+    queries = tl.load(query + at[:, None] * DIM + channel, mask=exists[:, None] & (channel < DIM), other=0.0)
     last = tl.minimum(row, num_rows - 1)
     own = tl.load(positions + first_row + last)
     if FP8:  # e4m3 is exact in fp16, not the other way round
@@ -133,19 +135,21 @@ def chunk_kernel(
     for block_start in range(full, diagonal, BLOCK_KV):
         position = block_start + tl.arange(0, BLOCK_KV)
         is_read = position < stop
-        keys = load_kv(key, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        block = load_blocks(table, block_start, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
         best, total, mean = step(queries, keys, values, is_read, best, total, mean, scale, False)
     num_low = (full - start) // BLOCK_KV
     for index in range(0, num_low + tl.cdiv(stop - diagonal, BLOCK_KV)):
         block_start = tl.where(index < num_low, start, diagonal - num_low * BLOCK_KV) + index * BLOCK_KV
         position = block_start + tl.arange(0, BLOCK_KV)
         is_read = position < stop
-        keys = load_kv(key, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        block = load_blocks(table, block_start, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
         distance = own[:, None] - position[None, :]
         is_seen = (distance >= 0) & (distance < window) & is_read[None, :]
         best, total, mean = step(queries, keys, values, is_seen, best, total, mean, scale, True)
     if FP8:
         mean = mean * tl.load(value_scale + kv_head)
-    tl.store(out + place, (mean / total[:, None]).to(out.dtype.element_ty), mask=exists[:, None] & (channel < DIM))
+    store_heads(out, scales, at, mean / total[:, None], exists, query, DIM, DIM_POW2, QUANTISED)

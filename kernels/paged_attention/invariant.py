@@ -13,23 +13,27 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from kernels.launch import launch_options
 from kernels.paged_attention.invariant_kernel import merge_tiles_kernel, tile_split_kernel
-from kernels.paged_attention.tiles import INVARIANT_ROWS, INVARIANT_SPLIT, AttentionTile, split_tile, tiles_at_once
-from kernels.paged_attention.triton_kernel import Batch, scales_of, shape_constants
+from kernels.paged_attention.tiles import (
+    INVARIANT_MERGE,
+    INVARIANT_ROWS,
+    INVARIANT_SPLIT,
+    AttentionTile,
+    split_tile,
+    tiles_at_once,
+)
+from kernels.paged_attention.triton_kernel import Batch, Output, merge_constants, scales_of, shape_constants
 
 if TYPE_CHECKING:
     from kernels.paged_attention import KVLayer
 
-MERGE_OPTIONS = launch_options(num_warps=4)
-_SPLITS_AT_ONCE = 32  # of a merge: 32 x 128 means are 32 registers of each of 128 lanes
 
-
-def paged_attention(query: torch.Tensor, kv: KVLayer, batch: Batch, scale: float, window: int) -> torch.Tensor:
+def paged_attention(
+    query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output
+) -> None:
     """See `kernels.paged_attention.paged_attention`; the layer is plain."""
     num_rows, num_heads, head_dim = query.shape
     num_sequences, table_width = batch.block_tables.shape
-    out = torch.empty_like(query)
     tile = invariant_tile(num_heads // kv.num_kv_heads, query.itemsize)
     splits = triton.cdiv(table_width * kv.block_size, INVARIANT_SPLIT)
     num_tiles = num_rows // tile.block_rows + num_sequences if num_rows else 0  # at most: the host knows no rows
@@ -39,39 +43,28 @@ def paged_attention(query: torch.Tensor, kv: KVLayer, batch: Batch, scale: float
         partial_log = torch.empty(shape, dtype=torch.float32, device=query.device)
         tile_split_kernel[(count, kv.num_kv_heads, splits)](
             *(query, kv.key, kv.value, *scales_of(kv, query), batch.block_tables, batch.row_starts, batch.positions),
-            *(partial, partial_log, scale, window, table_width, num_sequences, first, splits),
+            *(partial, partial_log, *scale_window, table_width, num_sequences, first, splits),
             **shape_constants(num_heads, kv),
             **tile_constants(tile),
             **tile.options,
         )
-        merge_tiles_kernel[(count * tile.block_rows, num_heads)](
-            *(partial, partial_log, batch.row_starts, batch.positions, out, num_sequences, first, splits),
-            **merge_constants(num_heads, head_dim, tile.block_rows),
-            **MERGE_OPTIONS,
+        merge_tiles_kernel[(count * tile.block_rows, triton.cdiv(num_heads, INVARIANT_MERGE.block_heads))](
+            *(query, partial, partial_log, batch.row_starts, batch.positions, *out.tensors),
+            *(num_sequences, first, splits),
+            SPLIT=INVARIANT_SPLIT,
+            **merge_constants(num_heads, head_dim, tile.block_rows, INVARIANT_MERGE, is_quantised=out.is_quantised),
+            **INVARIANT_MERGE.options,
         )
-    return out.flatten(1)
 
 
 def invariant_tile(group: int, itemsize: int) -> AttentionTile:
     """The one tile of every row, by the shape of the heads alone."""
-    return split_tile(INVARIANT_ROWS, group, itemsize)
+    return split_tile(INVARIANT_ROWS, group, itemsize, itemsize)
 
 
 def tile_constants(tile: AttentionTile) -> dict[str, int]:
     """What `tile_split_kernel` is compiled with beside the shape."""
     return {"SPLIT": INVARIANT_SPLIT, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
-
-
-def merge_constants(num_heads: int, head_dim: int, rows: int) -> dict[str, int]:
-    """What `merge_tiles_kernel` is compiled with."""
-    return {
-        "HEADS": num_heads,
-        "DIM": head_dim,
-        "DIM_POW2": max(16, triton.next_power_of_2(head_dim)),
-        "SPLIT": INVARIANT_SPLIT,
-        "AT_ONCE": _SPLITS_AT_ONCE,
-        "BLOCK_ROWS": rows,
-    }
 
 
 def _parts(num_tiles: int, at_once: int) -> Iterator[tuple[int, int]]:

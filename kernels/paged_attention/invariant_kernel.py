@@ -12,6 +12,7 @@ import triton.language as tl
 
 from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
+from kernels.paged_attention.results import merged, store_heads
 from kernels.paged_attention.split_kernel import split_sums
 
 
@@ -102,49 +103,36 @@ def tile_split_kernel(
 
 @triton.jit
 def merge_tiles_kernel(
+    query: tl.tensor,
     partial: tl.tensor,
     partial_log: tl.tensor,
     row_starts: tl.tensor,
     positions: tl.tensor,
     out: tl.tensor,
+    scales: tl.tensor,
     num_sequences: tl.tensor,
     first_tile: tl.tensor,
     splits: tl.tensor,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
+    QUANTISED: tl.constexpr,
     SPLIT: tl.constexpr,
-    AT_ONCE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:
-    """One head of one row of out [T, HEADS, DIM]: the mean of its splits' means, AT_ONCE of them after AT_ONCE."""
+    """BLOCK_HEADS heads of one row of out [T, HEADS, DIM]."""
     await_previous()
     tile, row = tl.program_id(0) // BLOCK_ROWS, tl.program_id(0) % BLOCK_ROWS
-    head = tl.program_id(1)
     sequence, first = find_rows(first_tile + tile, row_starts, num_sequences, 0, BLOCK_ROWS)
     if sequence < 0:
         return
     at = tl.load(row_starts + sequence) + first + row
     if at >= tl.load(row_starts + sequence + 1):
         return
-    used = tl.load(positions + at) // SPLIT + 1
-    channel = tl.arange(0, DIM_POW2)
+    context = tl.load(positions + at) + 1
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     first_place = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits
-    best = tl.full((1,), float("-inf"), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    mean = tl.zeros((DIM_POW2,), tl.float32)
-    for start in range(0, used, AT_ONCE):
-        split = start + tl.arange(0, AT_ONCE)
-        place = first_place + split
-        log = tl.load(partial_log + place, mask=split < used, other=float("-inf"))
-        is_seen = (log != float("-inf"))[:, None] & (channel < DIM)[None, :]
-        means = tl.load(partial + place[:, None] * DIM + channel[None, :], mask=is_seen, other=0.0)
-        new_best = tl.maximum(best, tl.max(log, 0))
-        base = tl.where(new_best == float("-inf"), 0.0, new_best)  # a window may hide the first splits
-        weights = tl.exp2(log - base)
-        shrink = tl.exp2(best - base)
-        total = total * shrink + tl.sum(weights, 0)
-        mean = mean * shrink + tl.sum(weights[:, None] * means, 0)
-        best = new_best
-    store_at = out + (at.to(tl.int64) * HEADS + head) * DIM + channel
-    tl.store(store_at, (mean / total).to(out.dtype.element_ty), mask=channel < DIM)
+    mean = merged(partial, partial_log, first_place, head < HEADS, context, SPLIT, DIM, DIM_POW2, AT_ONCE)
+    store_heads(out, scales, at.to(tl.int64) * HEADS + head, mean, head < HEADS, query, DIM, DIM_POW2, QUANTISED)

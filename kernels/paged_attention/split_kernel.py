@@ -9,32 +9,59 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
+from kernels.paged_attention.results import merged, store_heads
 
 
 @triton.jit
-def split_length(context: tl.tensor, most_splits: tl.tensor, SMALLEST: tl.constexpr) -> tl.tensor:
-    """Positions of each split of a context, cut by its own length, whatever the contexts beside it."""
-    return tl.cdiv(tl.maximum(context, 1), most_splits * SMALLEST) * SMALLEST
+def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """Positions of each split of a context, in units of UNIT: by its own length, whatever the contexts beside it.
+
+    Of powers of two: everything that a decode reads waits for this.
+    """
+    units = tl.cdiv(context.to(tl.uint32), UNIT)
+    return tl.maximum(((units + (1 << most_log2) - 1) >> most_log2).to(tl.int32) * UNIT, smallest)
+
+
+@triton.jit
+def load_blocks(
+    table: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr
+) -> tl.tensor:
+    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or UNIT; any at `stop` and behind it."""
+    index = tl.arange(0, BLOCK_KV)
+    if BLOCK_KV % BLOCK_SIZE == 0:  # then a step begins with a block
+        place = (table + start // BLOCK_SIZE) + index // BLOCK_SIZE
+    else:
+        place = table + (start + index) // BLOCK_SIZE
+    return tl.load(place, mask=index < stop - start, other=0)
 
 
 @triton.jit
 def load_kv(
     cache: tl.tensor,
-    block_table: tl.tensor,
-    position: tl.tensor,
-    is_read: tl.tensor,
+    block: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
     kv_head: tl.tensor,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    TURNED: tl.constexpr = False,
 ) -> tl.tensor:
-    """Keys or values at `position` [N] of one sequence, [N, DIM_POW2]; zero where not `is_read`."""
-    channel = tl.arange(0, DIM_POW2)[None, :]
-    block = tl.load(block_table + position // BLOCK_SIZE, mask=is_read, other=0).to(tl.int64)
-    line = (block * KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
-    return tl.load(cache + line[:, None] * DIM + channel, mask=is_read[:, None] & (channel < DIM), other=0.0)
+    """Keys or values at N positions from `start` on, [N, DIM_POW2] or TURNED [DIM_POW2, N]; zero behind `stop`."""
+    index = tl.arange(0, block.shape[0])
+    offset = index % BLOCK_SIZE if block.shape[0] % BLOCK_SIZE == 0 else (start + index) % BLOCK_SIZE
+    line = block * (KV_HEADS * BLOCK_SIZE) + (kv_head * BLOCK_SIZE + offset)  # 2^31 of them would be half a terabyte
+    is_read = index < stop - start
+    channel = tl.arange(0, DIM_POW2)
+    if TURNED:  # by how it is addressed: a turn of what was loaded would keep Triton 3.6 from loading it ahead
+        place = (cache + channel[:, None]) + line[None, :].to(tl.int64) * DIM
+        is_there = is_read[None, :] & (channel < DIM)[:, None]
+    else:
+        place = (cache + channel[None, :]) + line[:, None].to(tl.int64) * DIM
+        is_there = is_read[:, None] & (channel < DIM)[None, :]
+    return tl.load(place, mask=is_there, other=0.0)
 
 
 @triton.jit
@@ -60,25 +87,29 @@ def split_sums(
     Returns the largest score [C], the sum of the weights 2^(score - largest) [C], and the values' sum [DIM_POW2, C].
     """
     COLUMNS: tl.constexpr = queries.shape[1]
+    TURNED: tl.constexpr = value.dtype.element_ty.primitive_bitwidth > 8  # bytes cannot be turned out of shared memory
     best = tl.full((COLUMNS,), float("-inf"), tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
+    block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
     for block_start in range(start, stop, BLOCK_KV):
-        position = block_start + tl.arange(0, BLOCK_KV)
-        is_read = position < stop
-        keys = load_kv(key, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        # A step ahead, or every step would wait for two loads, one after the other.
+        next_block = load_blocks(table, block_start + BLOCK_KV, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED)
         scores = tl.dot(keys.to(queries.dtype), queries, input_precision="ieee") * scale
-        distance = own[None, :] - position[:, None]
-        scores = tl.where((distance >= 0) & (distance < window) & is_read[:, None], scores, float("-inf"))
+        position = block_start + tl.arange(0, BLOCK_KV)[:, None]
+        distance = own[None, :] - position
+        scores = tl.where((distance >= 0) & (distance < window) & (position < stop), scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 0))
         base = tl.where(new_best == float("-inf"), 0.0, new_best)
         weights = tl.exp2(scores - base[None, :])
         shrink = tl.exp2(best - base)
         total = total * shrink + tl.sum(weights, 0)
-        values = load_kv(value, table, position, is_read, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = tl.trans(values.to(queries.dtype))
+        values = values.to(queries.dtype) if TURNED else tl.trans(values.to(queries.dtype))
         mean = tl.dot(values, weights.to(queries.dtype), mean * shrink[None, :], input_precision="ieee")
         best = new_best
+        block = next_block
     return best, total, mean
 
 
@@ -95,11 +126,14 @@ def split_kernel(
     positions: tl.tensor,
     partial: tl.tensor,
     partial_log: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
     scale: tl.tensor,
     window: tl.tensor,
     table_width: tl.tensor,
     splits: tl.tensor,
-    most_splits: tl.tensor,
+    most_log2: tl.tensor,
+    smallest: tl.tensor,
     GROUP: tl.constexpr,
     GROUP_POW2: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -107,14 +141,16 @@ def split_kernel(
     DIM_POW2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FP8: tl.constexpr,
-    SMALLEST_SPLIT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ) -> None:
     """One split of one sequence and KV head, for sequences of at most BLOCK_ROWS rows.
 
     partial [B, BLOCK_ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
-    [B, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen.
+    [B, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. A context that is
+    one split has no need of them: its mean is the result.
     """
     await_previous()
     COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
@@ -122,7 +158,7 @@ def split_kernel(
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
-    length = split_length(context, most_splits, SMALLEST_SPLIT)
+    length = split_length(context, most_log2, smallest, UNIT)
     if (num_rows > BLOCK_ROWS) | (split * length >= context):
         return
     column = tl.arange(0, COLUMNS)
@@ -130,15 +166,19 @@ def split_kernel(
     exists = (row < num_rows) & (group_head < GROUP)
     head = kv_head * GROUP + group_head
     channel = tl.arange(0, DIM_POW2)[:, None]
-    at = (first_row + row).to(tl.int64) * (KV_HEADS * GROUP) + head
-    queries = tl.load(query + at[None, :] * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0)
+    at = (first_row + row) * (KV_HEADS * GROUP) + head
+    queries = tl.load(
+        query + at[None, :].to(tl.int64) * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0
+    )
     own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
     if FP8:  # e4m3 is exact in fp16, not the other way round
         queries = queries.to(tl.float16)
         scale = scale * tl.load(key_scale + kv_head)
     table = block_tables + sequence.to(tl.int64) * table_width
-    oldest = tl.min(tl.where(row < num_rows, own, 2147483647), 0) - window + 1
-    start = tl.maximum(split * length, tl.maximum(oldest, 0) // BLOCK_KV * BLOCK_KV)
+    start = split * length
+    if window < context:  # otherwise the first loads need not wait for the positions
+        oldest = tl.min(tl.where(row < num_rows, own, 2147483647), 0) - window + 1
+        start = tl.maximum(start, tl.maximum(oldest, 0) // BLOCK_KV * BLOCK_KV)
     stop = tl.minimum(split * length + length, context)
     best, total, mean = split_sums(
         queries,
@@ -157,49 +197,51 @@ def split_kernel(
         BLOCK_SIZE=BLOCK_SIZE,
         BLOCK_KV=BLOCK_KV,
     )
+    release_next()
     if FP8:
         mean = mean * tl.load(value_scale + kv_head)
-    place = ((sequence * BLOCK_ROWS + row).to(tl.int64) * (KV_HEADS * GROUP) + head) * splits + split
-    is_stored = exists[None, :] & (channel < DIM)
     some = tl.where(total == 0.0, 1.0, total)
-    tl.store(partial + place[None, :] * DIM + channel, mean / some[None, :], mask=is_stored)
-    log = best + tl.log2(some)  # best is -inf where nothing is seen
-    tl.store(partial_log + place, log, mask=exists)
+    mean = mean / some[None, :]
+    if length >= context:  # nothing to merge
+        store_heads(out, scales, at.to(tl.int64), tl.trans(mean), exists, query, DIM, DIM_POW2, QUANTISED)
+    else:
+        place = ((sequence * BLOCK_ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
+        tl.store(partial + place[None, :] * DIM + channel, mean, mask=exists[None, :] & (channel < DIM))
+        tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 
 
 @triton.jit
 def merge_kernel(
+    query: tl.tensor,
     partial: tl.tensor,
     partial_log: tl.tensor,
     row_starts: tl.tensor,
     context_lens: tl.tensor,
     out: tl.tensor,
+    scales: tl.tensor,
     splits: tl.tensor,
-    most_splits: tl.tensor,
+    most_log2: tl.tensor,
+    smallest: tl.tensor,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    SMALLEST_SPLIT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:
-    """One head of one row of out [T, HEADS, DIM]: the mean of its splits' means, weighed by their sums."""
+    """BLOCK_HEADS heads of one row of out [T, HEADS, DIM], unless `split_kernel` has written them already."""
     await_previous()
     sequence, row = tl.program_id(0) // BLOCK_ROWS, tl.program_id(0) % BLOCK_ROWS
-    head = tl.program_id(1)
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
-    if (num_rows > BLOCK_ROWS) | (row >= num_rows):
-        return
     context = tl.load(context_lens + sequence)
-    used = tl.cdiv(context, split_length(context, most_splits, SMALLEST_SPLIT))
-    split = tl.arange(0, MAX_SPLITS)
-    channel = tl.arange(0, DIM_POW2)[None, :]
-    place = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits + split
-    log = tl.load(partial_log + place, mask=split < used, other=float("-inf"))
-    weights = tl.exp2(log - tl.max(log, 0))
-    is_seen = (log != float("-inf"))[:, None] & (channel < DIM)  # what is not seen may never have been written
-    means = tl.load(partial + place[:, None] * DIM + channel, mask=is_seen, other=0.0)
-    total = tl.sum(weights[:, None] * means, 0) / tl.sum(weights, 0)
-    at = out + ((first_row + row).to(tl.int64) * HEADS + head) * DIM + tl.arange(0, DIM_POW2)
-    tl.store(at, total.to(out.dtype.element_ty), mask=tl.arange(0, DIM_POW2) < DIM)
+    length = split_length(context, most_log2, smallest, UNIT)
+    if (num_rows > BLOCK_ROWS) | (row >= num_rows) | (length >= context):
+        return
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    first = (tl.program_id(0).to(tl.int64) * HEADS + head) * splits
+    mean = merged(partial, partial_log, first, head < HEADS, context, length, DIM, DIM_POW2, AT_ONCE)
+    at = (first_row + row).to(tl.int64) * HEADS + head
+    store_heads(out, scales, at, mean, head < HEADS, query, DIM, DIM_POW2, QUANTISED)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from kernels.launch import launch_options
 
 MAX_VERIFY_ROWS = 8  # a sequence with more rows than this is a chunk
-MAX_SPLITS = 32  # of a context: with four KV heads 128 programs for one sequence; an H20 has 78 multiprocessors
+MAX_SPLITS = 64  # of a context: with four KV heads 256 programs for one sequence, two a multiprocessor of an H200
+MAX_SPLIT_PROGRAMS = 4096  # of a batch: one that finds no work leaves at once, but thousands of them take their time
 SCRATCH_BYTES = 256 * 2**20  # of the splits' sums; 32 sequences of one row and 32 heads of 128 take 16.9 MB
-SMALLEST_SPLIT = 256  # positions of one program: four steps of 64
+SPLIT_UNIT = 64  # a split is so many positions or a multiple: one step
+MAX_SMALLEST_SPLIT = 512  # positions, where there are programs enough: fewer sums to write
+FEW_SUMS = 256  # of rows times heads: up to here programs that merge one each do not wait for one another
 INVARIANT_ROWS = 4  # of every tile of batch-invariant attention: a verification's; with eight heads each 32 columns
 INVARIANT_SPLIT = 512  # positions of its splits: smaller ones make more sums to write, larger ones idle processors
 
@@ -29,6 +32,23 @@ class AttentionTile:
         return launch_options(self.num_warps, self.num_stages)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeTile:
+    """Heads of a row that a program merges, and the splits of each that it takes at a step."""
+
+    block_heads: int
+    at_once: int
+    num_warps: int
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """How a kernel is launched."""
+        return launch_options(self.num_warps)
+
+
+INVARIANT_MERGE = MergeTile(block_heads=4, at_once=8, num_warps=4)  # of every tile of batch-invariant attention
+
+
 def most_rows(num_rows: int, num_sequences: int) -> int:
     """The most rows that one of B sequences may have where each has one: T - B + 1."""
     return max(1, num_rows - num_sequences + 1)
@@ -44,13 +64,20 @@ def has_chunks(most: int) -> bool:
     return most > MAX_VERIFY_ROWS
 
 
-def most_splits(num_sums: int, head_dim: int) -> int:
-    """Into how many splits a context may be cut, a power of two: all MAX_SPLITS while the scratch memory is small.
+def most_splits(num_programs: int, num_sums: int, head_dim: int) -> int:
+    """Into how many splits a context may be cut, a power of two.
 
-    `num_sums`: sequences times rows times heads, each of which has a sum of `head_dim` values in every split.
+    `num_programs`: without splits, sequences times KV heads. `num_sums`: sequences times rows times heads, each of
+    which has a sum of `head_dim` values in every split.
     """
     fitting = max(1, SCRATCH_BYTES // (max(num_sums, 1) * (head_dim + 1) * 4))
-    return min(MAX_SPLITS, 1 << (fitting.bit_length() - 1))
+    useful = max(4, MAX_SPLIT_PROGRAMS // max(num_programs, 1))
+    return min(MAX_SPLITS, 1 << (min(fitting, useful).bit_length() - 1))
+
+
+def smallest_split(num_programs: int) -> int:
+    """Positions under which a split is not worth its sums: one step while the device is not full without."""
+    return min(MAX_SMALLEST_SPLIT, max(SPLIT_UNIT, 1 << (2 * num_programs - 1).bit_length()))
 
 
 def tiles_at_once(num_sums: int, head_dim: int) -> int:
@@ -58,19 +85,26 @@ def tiles_at_once(num_sums: int, head_dim: int) -> int:
     return max(1, SCRATCH_BYTES // (num_sums * (head_dim + 1) * 4))
 
 
-def num_splits(max_context: int, most: int) -> int:
+def num_splits(max_context: int, most: int, smallest: int) -> int:
     """Programs that share the longest context."""
-    return min(most, max(1, -(-max_context // SMALLEST_SPLIT)))
+    return min(most, max(1, -(-max_context // smallest)))
 
 
-def split_tile(rows: int, group: int, itemsize: int) -> AttentionTile:
+def merge_tile(num_sums: int) -> MergeTile:
+    """How the splits of so many sums are merged: of few, each has a program, which reads all splits at once."""
+    if num_sums <= FEW_SUMS:
+        return MergeTile(block_heads=1, at_once=MAX_SPLITS, num_warps=8)
+    return MergeTile(block_heads=4, at_once=8, num_warps=4)
+
+
+def split_tile(rows: int, group: int, itemsize: int, cache_itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
-    Positions fill the 64 lines of wgmma, rows times heads are its narrow side.
+    Positions fill the 64 lines of wgmma, rows times heads are its narrow side. What FP8 turns into lies in registers.
     """
     if itemsize == 4:  # no tensor cores: small enough not to spill
         return AttentionTile(block_rows=rows, block_kv=32, num_warps=4, num_stages=2)
-    num_warps = 8 if rows * group > 32 else 4
+    num_warps = 8 if rows * group > 32 or cache_itemsize == 1 else 4
     return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
 
 

@@ -2,38 +2,41 @@
 
 Bytes: 2 * context * A_kv * D a sequence, of two bytes or, in an FP8 cache, one: at 128K, four heads of 128, 268 MB in
 bf16, 67 us at 4.0 TB/s (H20 datasheet), and 134 MB in FP8. The splits' sums, 4 * D + 4 bytes a row, head and split, are
-written and read: 0.4% of that. FLOP: 4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16;
-a chunk's tile of sixteen rows does 128 and is bound by wgmma. A row's sums depend on its own sequence alone.
+written and read: 0.8% of that. FLOP: 4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16;
+a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits, follows
+from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step of 64
+positions a program, so that no load waits for more than the block table, and results written in the FP8 of the product
+that follows.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 import triton
 
-from kernels.launch import launch_options
 from kernels.paged_attention.chunk_kernel import chunk_kernel
 from kernels.paged_attention.split_kernel import merge_kernel, split_kernel
 from kernels.paged_attention.tiles import (
-    MAX_SPLITS,
     MAX_VERIFY_ROWS,
-    SMALLEST_SPLIT,
+    SPLIT_UNIT,
     AttentionTile,
+    MergeTile,
     chunk_tile,
     has_chunks,
+    merge_tile,
     most_rows,
     most_splits,
     num_splits,
+    smallest_split,
     split_tile,
     verify_rows,
 )
+from kernels.quantise.formats import FP8_BLOCK
 
 if TYPE_CHECKING:
     from kernels.paged_attention import KVLayer
-
-MERGE_OPTIONS = launch_options(num_warps=4)
 
 
 class Batch(NamedTuple):
@@ -58,14 +61,39 @@ class Batch(NamedTuple):
         return most_rows(len(self.positions), len(self.context_lens))
 
 
-def paged_attention(query: torch.Tensor, kv: KVLayer, batch: Batch, scale: float, window: int) -> torch.Tensor:
+class Output(NamedTuple):
+    """Where results go: values [T, A, D] and, of e4m3 values, scales [T, A * D / 128]."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None
+
+    @classmethod
+    def of(cls, query: torch.Tensor, *, is_quantised: bool) -> Self:
+        """Room for the results of these queries."""
+        if not is_quantised:
+            return cls(torch.empty_like(query), None)
+        scales = torch.empty(len(query), query[0].numel() // FP8_BLOCK, dtype=torch.float32, device=query.device)
+        return cls(torch.empty_like(query, dtype=torch.float8_e4m3fn), scales)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the kernels take: any pointer where there are no scales."""
+        return self.values, self.values if self.scales is None else self.scales
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the values are e4m3."""
+        return self.scales is not None
+
+
+def paged_attention(
+    query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output
+) -> None:
     """See `kernels.paged_attention.paged_attention`; the layer is plain."""
-    out = torch.empty_like(query)
     if query.shape[0]:
-        _attend_few(query, kv, batch, (scale, window), out)
+        _attend_few(query, kv, batch, scale_window, out)
         if has_chunks(batch.most_rows):
-            _attend_chunks(query, kv, batch, (scale, window), out)
-    return out.flatten(1)
+            _attend_chunks(query, kv, batch, scale_window, out)
 
 
 def shape_constants(num_heads: int, kv: KVLayer) -> dict[str, int | bool]:
@@ -82,26 +110,39 @@ def shape_constants(num_heads: int, kv: KVLayer) -> dict[str, int | bool]:
     }
 
 
-def split_constants(tile: AttentionTile) -> dict[str, int]:
+def split_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
     """What `split_kernel` is compiled with beside that."""
-    return {"SMALLEST_SPLIT": SMALLEST_SPLIT, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
+    return {
+        "QUANTISED": is_quantised,
+        "UNIT": SPLIT_UNIT,
+        "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_KV": tile.block_kv,
+    }
 
 
-def merge_constants(num_heads: int, head_dim: int, rows: int) -> dict[str, int]:
-    """What `merge_kernel` is compiled with."""
+def merge_constants(
+    num_heads: int, head_dim: int, rows: int, tile: MergeTile, *, is_quantised: bool
+) -> dict[str, int | bool]:
+    """What a merging kernel is compiled with, whatever merged splits are."""
     return {
         "HEADS": num_heads,
         "DIM": head_dim,
         "DIM_POW2": max(16, triton.next_power_of_2(head_dim)),
-        "MAX_SPLITS": MAX_SPLITS,
-        "SMALLEST_SPLIT": SMALLEST_SPLIT,
+        "QUANTISED": is_quantised,
         "BLOCK_ROWS": rows,
+        "BLOCK_HEADS": tile.block_heads,
+        "AT_ONCE": tile.at_once,
     }
 
 
-def chunk_constants(tile: AttentionTile) -> dict[str, int]:
+def chunk_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
     """What `chunk_kernel` is compiled with beside the shape."""
-    return {"MORE_THAN": MAX_VERIFY_ROWS, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
+    return {
+        "QUANTISED": is_quantised,
+        "MORE_THAN": MAX_VERIFY_ROWS,
+        "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_KV": tile.block_kv,
+    }
 
 
 def scales_of(kv: KVLayer, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,35 +152,38 @@ def scales_of(kv: KVLayer, query: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return kv.key_scale, kv.value_scale
 
 
-def _attend_few(
-    query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: torch.Tensor
-) -> None:
+def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output) -> None:
     """Fill the rows of sequences that have few."""
     _, num_heads, head_dim = query.shape
     num_sequences, table_width = batch.block_tables.shape
-    rows = verify_rows(batch.most_rows)
-    most = most_splits(num_sequences * rows * num_heads, head_dim)
-    splits = num_splits(table_width * kv.block_size, most)
-    tile = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize)
+    rows, num_programs = verify_rows(batch.most_rows), num_sequences * kv.num_kv_heads
+    num_sums = num_sequences * rows * num_heads
+    most, smallest = most_splits(num_programs, num_sums, head_dim), smallest_split(num_programs)
+    splits = num_splits(table_width * kv.block_size, most, smallest)
+    tile = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize, kv.value.itemsize)
+    merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
     partial = torch.empty(*partial_shape, head_dim, dtype=torch.float32, device=query.device)
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     split_kernel[(num_sequences, kv.num_kv_heads, splits)](
-        *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log),
-        *(*scale_window, table_width, splits, most),
+        *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
+        *(*scale_window, table_width, splits, most.bit_length() - 1, smallest),
         **shape_constants(num_heads, kv),
-        **split_constants(tile),
+        **split_constants(tile, is_quantised=out.is_quantised),
         **tile.options,
     )
-    merge_kernel[(num_sequences * rows, num_heads)](
-        *(partial, partial_log, batch.row_starts, batch.context_lens, out, splits, most),
-        **merge_constants(num_heads, head_dim, rows),
-        **MERGE_OPTIONS,
-    )
+    if splits > 1:
+        merge_kernel[(num_sequences * rows, triton.cdiv(num_heads, merging.block_heads))](
+            *(query, partial, partial_log, batch.row_starts, batch.context_lens, *out.tensors),
+            *(splits, most.bit_length() - 1, smallest),
+            UNIT=SPLIT_UNIT,
+            **merge_constants(num_heads, head_dim, rows, merging, is_quantised=out.is_quantised),
+            **merging.options,
+        )
 
 
 def _attend_chunks(
-    query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: torch.Tensor
+    query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output
 ) -> None:
     """Fill the rows of sequences that have many."""
     num_rows, num_heads, _ = query.shape
@@ -147,9 +191,9 @@ def _attend_chunks(
     tile = chunk_tile(num_heads // kv.num_kv_heads, query.itemsize)
     max_tiles = num_rows // tile.block_rows + num_sequences
     chunk_kernel[(max_tiles, kv.num_kv_heads)](
-        *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, out),
+        *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, *out.tensors),
         *(*scale_window, table_width, num_sequences),
         **shape_constants(num_heads, kv),
-        **chunk_constants(tile),
+        **chunk_constants(tile, is_quantised=out.is_quantised),
         **tile.options,
     )

@@ -10,75 +10,87 @@ from kernels.builds import Build
 from kernels.permute.triton_kernel import (
     BLOCK,
     BLOCKS_AT_ONCE,
-    CHUNK,
     OFFSETS_OPTIONS,
     ORDER_OPTIONS,
-    OTHERS,
     ROW_OPTIONS,
     combine_kernel,
+    compare_constants,
     compare_kernel,
+    experts_constants,
     gather_kernel,
     histogram_kernel,
     offsets_kernel,
+    place_constants,
     place_kernel,
     row_constants,
 )
 
 _TOP_K = 8
-_IDS = {"ids": "*i32", "num_copies": "i32"}
 
 
 def builds() -> Iterator[Build]:
     """All experts on one rank, and thirty-two of them on each of eight."""
-    for num_experts in (256, 32):
-        yield from _order_builds(num_experts)
+    yield from _order_builds(256, _TOP_K, has_totals=True, tiles=(16, 32))
+    yield from _order_builds(256, _TOP_K, has_totals=False, tiles=(0,))  # of a group: where copies are sent
+    yield from _order_builds(32, _TOP_K, has_totals=False, tiles=(0, 16, 32))
+    yield from _order_builds(32, 1, has_totals=False, tiles=(0, 16, 32))
     for width in (4096, 2048):
-        # A copy per expert leaves a rank in bf16; FP8 rows are gathered after they are quantised.
-        for kind in ("*bf16", "*fp8e4nv"):
-            yield Build(
-                name=f"permute gather, {width}, {kind[1:]}",
-                kernel=gather_kernel,
-                arguments={"hidden": kind, "source_rows": "*i32", "rows": kind},
-                constants=row_constants(_TOP_K, width),
-                options=ROW_OPTIONS,
-            )
         yield Build(
-            name=f"permute combine, {width}",
-            kernel=combine_kernel,
-            arguments={"rows": "*bf16", "source_rows": "*i32", "weights": "*fp32", "out": "*bf16"},
+            name=f"permute gather, {width}",
+            kernel=gather_kernel,
+            arguments={"hidden": "*bf16", "source_rows": "*i32", "rows": "*bf16"},
             constants=row_constants(_TOP_K, width),
+            options=ROW_OPTIONS,
+        )
+        yield Build(
+            name=f"permute combine and the shared expert, {width}",
+            kernel=combine_kernel,
+            arguments={
+                **{"rows": "*bf16", "source_rows": "*i32", "weights": "*fp32"},
+                **{"plus": "*bf16", "out": "*bf16"},
+            },
+            constants={"PLUS": True, **row_constants(_TOP_K, width)},
             options=ROW_OPTIONS,
         )
 
 
-def _order_builds(num_experts: int) -> Iterator[Build]:
-    experts = {"NUM_EXPERTS": num_experts}
-    powers = {**experts, "EXPERTS_POW2": triton.next_power_of_2(num_experts)}
+def _order_builds(num_experts: int, top_k: int, *, has_totals: bool, tiles: tuple[int, ...]) -> Iterator[Build]:
+    powers = {"NUM_EXPERTS": num_experts, "EXPERTS_POW2": triton.next_power_of_2(num_experts)}
+    name = f"{num_experts} experts, {top_k} a row{', totals' if has_totals else ''}"
+    for tile_rows in tiles:
+        yield Build(
+            name=f"permute compare, {name}, tiles of {tile_rows} rows",
+            kernel=compare_kernel,
+            arguments={
+                **{"ids": "*i32", "counts": "*i32", "totals": "*i64" if has_totals else "*i32", "places": "*i32"},
+                **{"sources": "*i32", "tiles": "*i32", "num_copies": "i32", "num_tiles": "i32"},
+            },
+            constants=compare_constants(top_k, num_experts, has_totals, tile_rows),
+            options=ORDER_OPTIONS,
+        )
     yield Build(
-        name=f"permute compare, {num_experts} experts",
-        kernel=compare_kernel,
-        arguments={**_IDS, "counts": "*i32", "places": "*i32"},
-        constants={**experts, "CHUNK": CHUNK, "OTHERS": OTHERS},
-        options=ORDER_OPTIONS,
-    )
-    yield Build(
-        name=f"permute histogram, {num_experts} experts",
+        name=f"permute histogram, {name}",
         kernel=histogram_kernel,
-        arguments={**_IDS, "histograms": "*i32"},
+        arguments={"ids": "*i32", "num_copies": "i32", "histograms": "*i32"},
         constants={**powers, "BLOCK": BLOCK},
         options=ORDER_OPTIONS,
     )
     yield Build(
-        name=f"permute offsets, {num_experts} experts",
+        name=f"permute offsets, {name}",
         kernel=offsets_kernel,
-        arguments={"histograms": "*i32", "counts": "*i32", "num_blocks": "i32"},
-        constants={**powers, "BLOCKS_AT_ONCE": BLOCKS_AT_ONCE},
+        arguments={
+            **{"histograms": "*i32", "counts": "*i32", "totals": "*i64" if has_totals else "*i32"},
+            **{"num_blocks": "i32"},
+        },
+        constants={**experts_constants(num_experts, has_totals), "BLOCKS_AT_ONCE": BLOCKS_AT_ONCE},
         options=OFFSETS_OPTIONS,
     )
     yield Build(
-        name=f"permute place, {num_experts} experts",
+        name=f"permute place, {name}",
         kernel=place_kernel,
-        arguments={**_IDS, "offsets": "*i32", "places": "*i32"},
-        constants={**experts, "CHUNK": CHUNK, "OTHERS": OTHERS, "BLOCK": BLOCK},
+        arguments={
+            **{"ids": "*i32", "offsets": "*i32", "places": "*i32", "sources": "*i32", "num_copies": "i32"},
+        },
+        constants=place_constants(top_k, num_experts),
         options=ORDER_OPTIONS,
     )

@@ -31,7 +31,9 @@ def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor
     return rows
 
 
-def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def combine_rows(
+    rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `kernels.permute.combine_rows`."""
     num_rows, top_k = source_rows.shape
     out = torch.empty(num_rows, rows.shape[1], dtype=rows.dtype)
@@ -39,4 +41,4 @@ def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.T
         *(rows.data_ptr(), source_rows.data_ptr(), weights.data_ptr(), num_rows, top_k),
         *(rows.shape[1], dtype_code(rows.dtype), out.data_ptr()),
     )
-    return out
+    return out if plus is None else out.add_(plus)

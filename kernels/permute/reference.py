@@ -25,11 +25,13 @@ def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor
     return rows[:num_copies]
 
 
-def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def combine_rows(
+    rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `kernels.permute.combine_rows`."""
     total = torch.zeros(len(source_rows), rows.shape[1], device=rows.device)
     for slot in range(source_rows.shape[1]):
         place = source_rows[:, slot, None].long()
         answers = rows[place.squeeze(1).clamp_min(0)].float()
         total += torch.where(place < 0, 0.0, weights[:, slot, None] * answers)
-    return total.to(rows.dtype)
+    return total.to(rows.dtype) if plus is None else total.to(rows.dtype) + plus

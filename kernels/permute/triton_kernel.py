@@ -1,9 +1,9 @@
 """Expert order on a GPU, rows into it, and their weighted sum back. Nothing waits for the host or depends on timing.
 
-Bytes: T * K * 4 of ids, each read once by every CHUNK of them (from L2), as many of places written; gather T * H read
-and T * K * H written; combine T * K * H read and T * H written, times the element size.
+Bytes: T * K * 4 of ids, each read once by every program (from L2), as many of places and of sources written; combine
+T * K * H read and T * H written, gather, of a group alone, T * H and T * K * H, times the element size.
 FLOP: T * K * T * K comparisons for a decode, T * K * BLOCK / 2 for a prefill; 2 * T * K * H for the sum.
-64 rows of AntAngelMed, K = 8, bf16: gather and combine 4.7 MB each, 1.2 us at 4.0 TB/s (H20 datasheet).
+64 rows of AntAngelMed, K = 8, bf16: combine 4.7 MB, 1.2 us at 4.0 TB/s (H20 datasheet).
 """
 
 from __future__ import annotations
@@ -12,54 +12,115 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import native
+from kernels.grouped_swiglu.tile_map import max_tiles
+from kernels.grouped_swiglu.tiles import narrow_tile_rows
 from kernels.launch import launch_options
-from kernels.overlap import await_previous
+from kernels.linear.tiles import INVARIANT_ROWS
+from kernels.overlap import await_previous, release_next
+from kernels.permute import RowOrder
 
-CHUNK = 128  # copies that a program places
+COMPARED_CHUNK = 16  # copies that a program places by comparing with all
+COMPARED_OTHERS = 128  # copies that those are compared with at once: 16 comparisons a thread, more would spill
+CHUNK = 128  # copies that a program places within their block
 OTHERS = 32  # copies that those are compared with at once: 32 comparisons a thread, more would spill
 BLOCK = 512  # copies under one histogram, of a prefill
 BLOCKS_AT_ONCE = 32  # histograms that are summed in one piece
-MAX_COMPARED = 4096  # copies that are ordered by comparing all with all: 32 programs of 4,096 comparisons a thread
+MAX_COMPARED = 4096  # copies that are ordered by comparing all with all: 256 programs of 512 comparisons a thread
 ORDER_OPTIONS = launch_options(num_warps=4)
 OFFSETS_OPTIONS = launch_options(num_warps=8)
 ROW_OPTIONS = launch_options(num_warps=4)
 
 
 @triton.jit
+def _histogram(
+    ids: tl.tensor, first: tl.tensor, num_copies: tl.tensor, EXPERTS_POW2: tl.constexpr, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """How often each expert occurs in BLOCK of the ids [num_copies] from `first` on."""
+    copy = first + tl.arange(0, BLOCK)
+    own_id = tl.load(ids + copy, mask=copy < num_copies, other=-1)
+    found = tl.histogram(tl.maximum(own_id, 0), EXPERTS_POW2)
+    nobodys = tl.sum((own_id < 0).to(tl.int32), 0)
+    return found - tl.where(tl.arange(0, EXPERTS_POW2) == 0, nobodys, 0)  # nobody's was counted as 0
+
+
+@triton.jit
+def _store_counts(
+    counts: tl.tensor, totals: tl.tensor, found: tl.tensor, NUM_EXPERTS: tl.constexpr, HAS_TOTALS: tl.constexpr
+) -> None:
+    """The counts, and the totals that grow by them."""
+    expert = tl.arange(0, found.shape[0])
+    exists = expert < NUM_EXPERTS
+    tl.store(counts + expert, found, mask=exists)
+    if HAS_TOTALS:
+        total = tl.load(totals + expert, mask=exists, other=0)
+        tl.store(totals + expert, total + found.to(tl.int64), mask=exists)
+
+
+@triton.jit
+def _store_tiles(tiles: tl.tensor, counts: tl.tensor, num_tiles: tl.tensor, TILE_ROWS: tl.constexpr) -> None:
+    """What `tile_map_kernel` writes, all experts at once: theirs are a tile or two each."""
+    expert = tl.arange(0, counts.shape[0])
+    tiles_of = (counts + TILE_ROWS - 1) // TILE_ROWS
+    first_row = tl.cumsum(counts, 0) - counts
+    first_tile = tl.cumsum(tiles_of, 0) - tiles_of
+    for index in range(0, tl.max(tiles_of, 0)):
+        place = tiles + 3 * (first_tile + index)
+        exists = index < tiles_of
+        tl.store(place, expert, mask=exists)
+        tl.store(place + 1, first_row + index * TILE_ROWS, mask=exists)
+        tl.store(place + 2, first_row + counts, mask=exists)
+    for first_left in range(tl.sum(tiles_of, 0), num_tiles, counts.shape[0]):
+        left = first_left + expert
+        tl.store(tiles + 3 * left, tl.full(left.shape, -1, tl.int32), mask=left < num_tiles)
+
+
+@triton.jit
 def compare_kernel(
     ids: tl.tensor,
     counts: tl.tensor,
+    totals: tl.tensor,
     places: tl.tensor,
+    sources: tl.tensor,
+    tiles: tl.tensor,
     num_copies: tl.tensor,
+    num_tiles: tl.tensor,
+    TOP_K: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
+    EXPERTS_POW2: tl.constexpr,
+    HAS_TOTALS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     OTHERS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
-    """Ids [N] -> places [N] by comparing with every other, and counts [E]: CHUNK of either in a program.
+    """Ids [N] -> places [N] and sources [N] by comparing with every other, CHUNK in a program; the last one counts.
 
-    An id of -1 is nobody's: it compares as the last and is not counted.
+    An id of -1 is nobody's: it compares as the last and is not counted. The last program also adds to the totals and,
+    unless TILE_ROWS is 0, maps tiles.
     """
     await_previous()
-    chunk = tl.program_id(0)
-    num_chunks = tl.cdiv(num_copies, CHUNK)
-    own = chunk * CHUNK + tl.arange(0, CHUNK)
-    total = tl.zeros((CHUNK,), tl.int32)
-    if chunk < num_chunks:
-        own_id = tl.load(ids + own, mask=own < num_copies, other=0)
-        for start in range(0, num_copies, OTHERS):
-            other = start + tl.arange(0, OTHERS)
-            other_id = tl.load(ids + other, mask=other < num_copies, other=NUM_EXPERTS)
-            other_id = tl.where(other_id < 0, NUM_EXPERTS, other_id)
-            is_same = (other_id[None, :] == own_id[:, None]) & (other[None, :] < own[:, None])
-            total += tl.sum(((other_id[None, :] < own_id[:, None]) | is_same).to(tl.int32), 1)
-        tl.store(places + own, tl.where(own_id < 0, -1, total), mask=own < num_copies)
-    else:
-        expert = own - num_chunks * CHUNK
+    first = tl.program_id(0) * CHUNK
+    if first < num_copies:
+        own = first + tl.arange(0, CHUNK)
+        own_id = tl.load(ids + own, mask=own < num_copies, other=-1)
+        own_key = own_id * num_copies + own  # ordered as (id, copy)
+        before = tl.zeros((CHUNK, OTHERS), tl.int32)
         for start in range(0, num_copies, OTHERS):
             other = start + tl.arange(0, OTHERS)
             other_id = tl.load(ids + other, mask=other < num_copies, other=-1)
-            total += tl.sum((other_id[None, :] == expert[:, None]).to(tl.int32), 1)
-        tl.store(counts + expert, total, mask=expert < NUM_EXPERTS)
+            other_key = tl.where(other_id < 0, NUM_EXPERTS, other_id) * num_copies + other
+            before += (other_key[None, :] < own_key[:, None]).to(tl.int32)
+        place = tl.sum(before, 1)
+        tl.store(places + own, tl.where(own_id < 0, -1, place), mask=own < num_copies)
+        tl.store(sources + place, own // TOP_K, mask=own_id >= 0)
+    else:
+        found = tl.zeros((EXPERTS_POW2,), tl.int32)
+        for start in range(0, num_copies, BLOCK):
+            found += _histogram(ids, start, num_copies, EXPERTS_POW2, BLOCK)
+        _store_counts(counts, totals, found, NUM_EXPERTS, HAS_TOTALS)
+        if TILE_ROWS > 0:
+            _store_tiles(tiles, found, num_tiles, TILE_ROWS)
 
 
 @triton.jit
@@ -73,11 +134,8 @@ def histogram_kernel(
 ) -> None:
     """How often each expert occurs in BLOCK of the ids [N]: a row of histograms [N / BLOCK rounded up, E]."""
     await_previous()
-    copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    own_id = tl.load(ids + copy, mask=copy < num_copies, other=-1)
     expert = tl.arange(0, EXPERTS_POW2)
-    found = tl.histogram(tl.maximum(own_id, 0), EXPERTS_POW2)
-    found -= tl.where(expert == 0, tl.sum((own_id < 0).to(tl.int32), 0), 0)  # nobody's counted as 0
+    found = _histogram(ids, tl.program_id(0) * BLOCK, num_copies, EXPERTS_POW2, BLOCK)
     tl.store(histograms + tl.program_id(0) * NUM_EXPERTS + expert, found, mask=expert < NUM_EXPERTS)
 
 
@@ -85,12 +143,14 @@ def histogram_kernel(
 def offsets_kernel(
     histograms: tl.tensor,
     counts: tl.tensor,
+    totals: tl.tensor,
     num_blocks: tl.tensor,
     NUM_EXPERTS: tl.constexpr,
     EXPERTS_POW2: tl.constexpr,
+    HAS_TOTALS: tl.constexpr,
     BLOCKS_AT_ONCE: tl.constexpr,
 ) -> None:
-    """In place: each block's count of an expert -> the place of the block's first copy for it; and counts [E]."""
+    """In place: each block's count of an expert -> the place of the block's first copy for it; and counts, totals."""
     await_previous()
     expert = tl.arange(0, EXPERTS_POW2)
     exists = expert < NUM_EXPERTS
@@ -99,7 +159,7 @@ def offsets_kernel(
         block = first + tl.arange(0, BLOCKS_AT_ONCE)[:, None]
         mask = (block < num_blocks) & exists[None, :]
         total += tl.sum(tl.load(histograms + block * NUM_EXPERTS + expert[None, :], mask=mask, other=0), 0)
-    tl.store(counts + expert, total, mask=exists)
+    _store_counts(counts, totals, total, NUM_EXPERTS, HAS_TOTALS)
     passed = tl.cumsum(total, 0) - total
     for first in range(0, num_blocks, BLOCKS_AT_ONCE):
         block = first + tl.arange(0, BLOCKS_AT_ONCE)[:, None]
@@ -115,13 +175,15 @@ def place_kernel(
     ids: tl.tensor,
     offsets: tl.tensor,
     places: tl.tensor,
+    sources: tl.tensor,
     num_copies: tl.tensor,
+    TOP_K: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
     OTHERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Places of CHUNK of the ids [N]: their block's offset, and how many before them in the block are the same."""
+    """Places, sources of CHUNK of the ids [N]: their block's offset, and how many before them in it are the same."""
     await_previous()
     first = tl.program_id(0) * CHUNK
     own = first + tl.arange(0, CHUNK)
@@ -134,6 +196,7 @@ def place_kernel(
         is_same = (other_id[None, :] == own_id[:, None]) & (other[None, :] < own[:, None])
         rank += tl.sum(is_same.to(tl.int32), 1)
     tl.store(places + own, tl.where(own_id < 0, -1, rank), mask=own < num_copies)
+    tl.store(sources + rank, own // TOP_K, mask=own_id >= 0)
 
 
 @triton.jit
@@ -160,12 +223,14 @@ def combine_kernel(
     rows: tl.tensor,
     source_rows: tl.tensor,
     weights: tl.tensor,
+    plus: tl.tensor,
     out: tl.tensor,
+    PLUS: tl.constexpr,
     TOP_K: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ) -> None:
-    """BLOCK_WIDTH channels of one row of out [T, WIDTH]: the fp32 sum over k in order, rounded once."""
+    """BLOCK_WIDTH channels of one row of out [T, WIDTH]: the fp32 sum over k in order, rounded once; PLUS another."""
     await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
@@ -175,24 +240,74 @@ def combine_kernel(
         is_read = column < tl.where(place < 0, 0, WIDTH)
         value = tl.load(rows + place * WIDTH + column, mask=is_read, other=0.0).to(tl.float32)
         total += tl.where(place >= 0, tl.load(weights + row * TOP_K + k), 0.0) * value
-    tl.store(out + row * WIDTH + column, total.to(out.dtype.element_ty), mask=column < WIDTH)
+    total = total.to(out.dtype.element_ty)
+    if PLUS:
+        more = tl.load(plus + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+        total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
+    release_next()
+    tl.store(out + row * WIDTH + column, total, mask=column < WIDTH)
 
 
 def expert_order(ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See `kernels.permute.expert_order`."""
-    counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
-    places, num_copies = torch.empty_like(ids), ids.numel()
-    num_chunks = triton.cdiv(num_copies, CHUNK)
+    counts, places, _ = _ordered(ids, num_experts, None, 0)
+    return counts, places
+
+
+def row_order(
+    ids: torch.Tensor, num_experts: int, totals: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, RowOrder]:
+    """Counts, places and order; see `kernels.permute.sort_by_expert`."""
+    num_copies, tile_rows = ids.numel(), 0
     if num_copies <= MAX_COMPARED:
-        grid = (num_chunks + triton.cdiv(num_experts, CHUNK),)
-        compare_kernel[grid](ids, counts, places, num_copies, num_experts, CHUNK, OTHERS, **ORDER_OPTIONS)
-        return counts, places
+        tile_rows = INVARIANT_ROWS if native.is_batch_invariant() else narrow_tile_rows(num_copies, num_experts)
+    return _ordered(ids, num_experts, totals, tile_rows)
+
+
+def _ordered(
+    ids: torch.Tensor, num_experts: int, totals: torch.Tensor | None, tile_rows: int
+) -> tuple[torch.Tensor, torch.Tensor, RowOrder]:
+    counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
+    places, num_copies, top_k = torch.empty_like(ids), ids.numel(), ids.shape[1]
+    sources = torch.empty(num_copies, dtype=torch.int32, device=ids.device)
+    num_tiles = max_tiles(num_copies, num_experts, tile_rows) if tile_rows else 0
+    tiles = torch.empty(num_tiles, 3, dtype=torch.int32, device=ids.device)
+    order = RowOrder(sources, tiles, tile_rows)
+    sums = counts if totals is None else totals  # any pointer where there are none
+    experts = experts_constants(num_experts, totals is not None)
+    if num_copies <= MAX_COMPARED:
+        grid = (triton.cdiv(num_copies, COMPARED_CHUNK) + 1,)
+        compare_kernel[grid](
+            *(ids, counts, sums, places, sources, tiles, num_copies, num_tiles),
+            **compare_constants(top_k, num_experts, totals is not None, tile_rows),
+            **ORDER_OPTIONS,
+        )
+        return counts, places, order
     num_blocks, experts_pow2 = triton.cdiv(num_copies, BLOCK), triton.next_power_of_2(num_experts)
     offsets = torch.empty(num_blocks, num_experts, dtype=torch.int32, device=ids.device)
     histogram_kernel[(num_blocks,)](ids, offsets, num_copies, num_experts, experts_pow2, BLOCK, **ORDER_OPTIONS)
-    offsets_kernel[(1,)](offsets, counts, num_blocks, num_experts, experts_pow2, BLOCKS_AT_ONCE, **OFFSETS_OPTIONS)
-    place_kernel[(num_chunks,)](ids, offsets, places, num_copies, num_experts, CHUNK, OTHERS, BLOCK, **ORDER_OPTIONS)
-    return counts, places
+    offsets_kernel[(1,)](offsets, counts, sums, num_blocks, **experts, BLOCKS_AT_ONCE=BLOCKS_AT_ONCE, **OFFSETS_OPTIONS)
+    place_kernel[(triton.cdiv(num_copies, CHUNK),)](
+        *(ids, offsets, places, sources, num_copies), **place_constants(top_k, num_experts), **ORDER_OPTIONS
+    )
+    return counts, places, order
+
+
+def experts_constants(num_experts: int, has_totals: bool) -> dict[str, int | bool]:
+    """What the kernels that count are compiled with."""
+    powers = {"NUM_EXPERTS": num_experts, "EXPERTS_POW2": triton.next_power_of_2(max(num_experts, 1))}
+    return {**powers, "HAS_TOTALS": has_totals}
+
+
+def compare_constants(top_k: int, num_experts: int, has_totals: bool, tile_rows: int) -> dict[str, int | bool]:
+    """What `compare_kernel` is compiled with."""
+    sizes = {"TOP_K": top_k, "TILE_ROWS": tile_rows, "CHUNK": COMPARED_CHUNK, "OTHERS": COMPARED_OTHERS, "BLOCK": BLOCK}
+    return {**experts_constants(num_experts, has_totals), **sizes}
+
+
+def place_constants(top_k: int, num_experts: int) -> dict[str, int]:
+    """What `place_kernel` is compiled with."""
+    return {"TOP_K": top_k, "NUM_EXPERTS": num_experts, "CHUNK": CHUNK, "OTHERS": OTHERS, "BLOCK": BLOCK}
 
 
 def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor:
@@ -205,13 +320,20 @@ def gather_rows(hidden: torch.Tensor, source_rows: torch.Tensor) -> torch.Tensor
     return rows
 
 
-def combine_rows(rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def combine_rows(
+    rows: torch.Tensor, source_rows: torch.Tensor, weights: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `kernels.permute.combine_rows`."""
     num_rows, top_k = source_rows.shape
     out = rows.new_empty(num_rows, rows.shape[1])
     if num_rows:
         constants = row_constants(top_k, rows.shape[1])
-        combine_kernel[_row_grid(num_rows, constants)](rows, source_rows, weights, out, **constants, **ROW_OPTIONS)
+        combine_kernel[_row_grid(num_rows, constants)](
+            *(rows, source_rows, weights, rows if plus is None else plus, out),
+            PLUS=plus is not None,
+            **constants,
+            **ROW_OPTIONS,
+        )
     return out
 
 

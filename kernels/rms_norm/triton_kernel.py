@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -45,6 +45,8 @@ def rms_norm_kernel(
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     exists = column < WIDTH
     here = row * WIDTH + column
+    gain = tl.load(weight + column, mask=exists, other=0.0)
+    tl.debug_barrier()  # or ptxas puts that load, which no cache holds in a decode, behind the arrival of the others
     value = tl.load(x + here, mask=exists, other=0.0)
     if ADD:
         stream = tl.load(residual + here, mask=exists, other=0.0)
@@ -52,9 +54,9 @@ def rms_norm_kernel(
         tl.store(residual + here, value, mask=exists)
     wide = value.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(tl.sum(wide * wide, 1), 0) / WIDTH + eps)
-    gain = tl.load(weight + column, mask=exists, other=0.0)
     # The model's definition rounds before the product with the weight, and once more after it.
     normed = (gain.to(tl.float32) * (wide * rstd).to(value.dtype).to(tl.float32)).to(value.dtype)
+    release_next()
     if NUM_SCALES:
         exact = tl.where(exists, normed.to(tl.float32), 0.0)
         scale = group_scales(exact, NUM_SCALES == 1, SMALLEST_PEAK, LARGEST)
@@ -95,8 +97,8 @@ def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | flo
 
 
 def options(width: int) -> dict[str, int | bool]:
-    """How a row is launched: sixteen bytes of bf16 a lane at least, eight warps at most."""
-    return launch_options(min(8, max(1, triton.next_power_of_2(width) // 256)))
+    """How a row is launched: sixteen bytes of bf16 a lane at least, sixteen warps at most."""
+    return launch_options(min(16, max(1, triton.next_power_of_2(width) // 256)))
 
 
 def _launch(

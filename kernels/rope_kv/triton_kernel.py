@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
-from kernels.overlap import await_previous
+from kernels.overlap import await_previous, release_next
 from kernels.paged_attention import KVLayer
 
 BLOCK_HEADS = 8  # heads of a program: five programs a row of 32 + 2 * 4 heads
-OPTIONS = launch_options(num_warps=4)
+OPTIONS = launch_options(num_warps=8)  # a warp a head: sums need no shared memory
 
 
 @triton.jit
@@ -56,34 +56,32 @@ def qk_norm_rope_kv_kernel(
     is_query = head < HEADS
     is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
 
+    # What no cache holds in a decode comes first: behind a use of other loads it would begin when those have arrived.
+    position, slot = tl.load(positions + row).to(tl.int64), tl.load(slots + row).to(tl.int64)
+    if NORM_QUERY or NORM_KEY:
+        weight = tl.where(is_query, query_weight, key_weight)
+        is_normed = ((is_query & NORM_QUERY) | (is_key & NORM_KEY)) & exists
+        gain = tl.load(weight + channel, mask=is_normed, other=0.0).to(tl.float32)
+        other_gain = tl.load(weight + partner, mask=is_normed, other=0.0).to(tl.float32)
     start = qkv + row * ((HEADS + 2 * KV_HEADS) * DIM) + head * DIM
     raw = tl.load(start + channel, mask=exists, other=0.0)
-    dtype: tl.constexpr = raw.dtype
-    own = raw.to(tl.float32)
     other = tl.load(start + partner, mask=exists, other=0.0).to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(own * own, 1) / DIM + eps)[:, None]
-    if NORM_QUERY:
-        is_normed = is_query & exists
-        gain = tl.load(query_weight + channel, mask=channel < DIM, other=0.0).to(tl.float32)
-        other_gain = tl.load(query_weight + partner, mask=channel < DIM, other=0.0).to(tl.float32)
-        own = tl.where(is_normed, _normed(own, rstd, gain, dtype), own)
-        other = tl.where(is_normed, _normed(other, rstd, other_gain, dtype), other)
-    if NORM_KEY:
-        is_normed = is_key & exists
-        gain = tl.load(key_weight + channel, mask=channel < DIM, other=0.0).to(tl.float32)
-        other_gain = tl.load(key_weight + partner, mask=channel < DIM, other=0.0).to(tl.float32)
-        own = tl.where(is_normed, _normed(own, rstd, gain, dtype), own)
-        other = tl.where(is_normed, _normed(other, rstd, other_gain, dtype), other)
-
     rotates = channel < ROTARY
-    angles = cos_sin + tl.load(positions + row).to(tl.int64) * ROTARY + channel % HALF
+    angles = cos_sin + position * ROTARY + channel % HALF
     cos = tl.load(angles, mask=rotates, other=1.0)
     sin = tl.load(angles + HALF, mask=rotates, other=0.0)
+
+    dtype: tl.constexpr = raw.dtype
+    own = raw.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(own * own, 1) / DIM + eps)[:, None]
+    if NORM_QUERY or NORM_KEY:
+        own = tl.where(is_normed, _normed(own, rstd, gain, dtype), own)
+        other = tl.where(is_normed, _normed(other, rstd, other_gain, dtype), other)
     turned = tl.where(channel < HALF, own * cos - other * sin, own * cos + other * sin)
     out = tl.where(rotates, turned, own).to(dtype)
 
+    release_next()
     tl.store(query + row * (HEADS * DIM) + head * DIM + channel, out, mask=is_query & exists)
-    slot = tl.load(slots + row).to(tl.int64)
     block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
     kv_head = (head - HEADS) % KV_HEADS
     place = ((block * KV_HEADS + kv_head) * BLOCK_SIZE + offset) * DIM + channel

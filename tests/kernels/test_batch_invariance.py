@@ -15,7 +15,14 @@ from kernels import native
 from kernels.gate import sigmoid_group_topk
 from kernels.grouped_swiglu import PackedExperts, grouped_swiglu, pack_experts
 from kernels.linear import PackedWeight, linear_fp32_out, pack_fp8_weight, pack_weight
-from kernels.paged_attention import WHOLE_CONTEXT, KVLayer, allocate_kv_layer, paged_attention
+from kernels.paged_attention import (
+    WHOLE_CONTEXT,
+    KVLayer,
+    allocate_kv_layer,
+    paged_attention,
+    paged_attention_quantised,
+)
+from kernels.quantise import quantise_blocks
 from kernels.quantise.formats import Scaling
 
 from .conftest import running
@@ -54,6 +61,12 @@ def test_rows_of_a_product(invariant: None, draw: torch.Generator, kind: Scaling
         assert torch.equal(linear_fp32_out(x[rows].contiguous(), weight), whole[rows])
 
 
+def test_k_is_not_split_for_few_rows(invariant: None, draw: torch.Generator) -> None:
+    weight = pack_fp8_weight(*fp8_weight(draw, 64, 1024, Scaling.BLOCKS), torch.float32)
+    x = torch.randn(65, 1024, generator=draw)
+    assert torch.equal(linear_fp32_out(x[:1].contiguous(), weight), linear_fp32_out(x, weight)[:1])
+
+
 def packed_experts(draw: torch.Generator, kind: Scaling) -> PackedExperts:
     if kind is Scaling.NONE:
         return pack_experts(*weights(draw, 3, 160, 96, torch.float32))
@@ -70,9 +83,9 @@ def test_rows_of_an_expert(invariant: None, draw: torch.Generator, kind: Scaling
         assert torch.equal(grouped_swiglu(rows[mine].contiguous(), counts, experts), whole[mine])
 
 
-def test_rows_of_the_gate(invariant: None, draw: torch.Generator) -> None:
+def test_rows_of_the_gate(invariant: None, draw: torch.Generator, dtype: torch.dtype) -> None:
     packed, bias = pack_weight(torch.randn(16, 72, generator=draw)), 0.3 * torch.randn(16, generator=draw)
-    hidden = torch.randn(70, 72, generator=draw)
+    hidden = torch.randn(70, 72, generator=draw).to(dtype)
     whole = sigmoid_group_topk(hidden, packed, bias, SMALL)
     for rows in (slice(0, 1), slice(60, 65)):
         for all_of_them, some in zip(whole, sigmoid_group_topk(hidden[rows], packed, bias, SMALL), strict=True):
@@ -88,7 +101,7 @@ def test_tiles_do_not_follow_the_number_of_rows(
         ("kernels.linear.triton_kernel", "linear_tile"),
         ("kernels.grouped_swiglu.triton_kernel", "gate_up_tile"),
         ("kernels.grouped_swiglu.triton_kernel", "down_tile"),
-        ("kernels.gate.triton_kernel", "logits_constants"),
+        ("kernels.gate.logits", "logits_constants"),
     ):
         choose = watched(resolve_name(f"{module}:{name}"), chosen.setdefault(name, []))
         monkeypatch.setattr(f"{module}.{name}", choose)
@@ -163,6 +176,22 @@ def test_scratch_memory_that_runs_out_changes_nothing(
     roomy = world.attend(parts)
     monkeypatch.setattr("kernels.paged_attention.invariant.tiles_at_once", lambda *_: 2)
     assert all(torch.equal(a, b) for a, b in zip(world.attend(parts), roomy, strict=True))
+
+
+def test_results_in_fp8_are_the_quantised_results(
+    invariant: None, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.paged_attention.invariant.INVARIANT_SPLIT", 64)
+    kv = allocate_kv_layer(6, 16, 1, 128, torch.float32, draw.device)
+    contexts = torch.tensor([70, 6], dtype=torch.int32)
+    tables = scattered(draw, contexts.tolist(), kv)
+    query = torch.randn(8, 3, 128, generator=draw)
+    positions = torch.tensor([*range(64, 70), 4, 5], dtype=torch.int32)
+    arguments = (query, kv, tables, torch.tensor([0, 6, 8], dtype=torch.int32), contexts, positions, 0.1)
+    for ours, expected in zip(
+        paged_attention_quantised(*arguments), quantise_blocks(paged_attention(*arguments)), strict=True
+    ):
+        assert torch.equal(ours.float(), expected.float())
 
 
 def test_attention_varies_where_nothing_is_promised(varying: None, draw: torch.Generator) -> None:

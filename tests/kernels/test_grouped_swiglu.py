@@ -14,6 +14,7 @@ from kernels.grouped_swiglu import (
     grouped_swiglu,
     pack_experts,
 )
+from kernels.permute import sort_by_expert
 from kernels.quantise.formats import Scaling
 
 from .test_linear import exact_fp8 as exact_fp8_linear
@@ -124,6 +125,25 @@ def test_fp8_matches_its_formula(
         assert error.median() < 1e-6 and error.max() < 5e-3
 
 
+def test_scales_are_the_same_wherever_they_are_found(
+    triton_backend: str, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few tiles down quantises what gate and up leave in fp32: the same numbers, to the last bit."""
+    experts = fp8_experts(draw, 3, 256, 160, Scaling.BLOCKS)
+    rows, counts = torch.randn(7, 256, generator=draw), torch.tensor([1, 0, 6], dtype=torch.int32)
+    rows[0] *= 1e-12  # its scales are the smallest
+    rows[2, 3] = float("nan")
+    found = []
+    for defers in (True, False):
+        chosen: list[bool] = []
+        monkeypatch.setattr(
+            "kernels.grouped_swiglu.triton_kernel.defers_scales", lambda *_, d=defers, c=chosen: c.append(d) or d
+        )
+        found.append(grouped_swiglu(rows, counts, experts))
+        assert chosen == [defers]
+    assert found[0].isnan()[2].all() and torch.equal(found[0].nan_to_num(), found[1].nan_to_num())
+
+
 @pytest.mark.parametrize("scaling", [Scaling.BLOCKS, Scaling.CHANNELS])
 def test_nan_stays_in_its_row_of_fp8(gpu_backend: str, draw: torch.Generator, scaling: Scaling) -> None:
     experts = fp8_experts(draw, 2, 256, 160, scaling)
@@ -153,3 +173,25 @@ def test_many_experts_with_few_rows_read_theirs_alone(triton_backend: str, draw:
     out = grouped_swiglu(rows, counts, pack_experts(gate, up, down))
     truth = exact(rows, counts.tolist(), (gate, up, down))
     torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 9, 60])
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_rows_are_read_from_where_they_lie(
+    triton_backend: str, draw: torch.Generator, scaling: Scaling, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an order that has tiles and by one that has none, with copies for nobody: as if rows were copied into it."""
+    none = scaling is Scaling.NONE
+    experts = pack_experts(*weights(draw, 5, 96, 48, torch.float32)) if none else fp8_experts(draw, 5, 96, 48, scaling)
+    hidden, ids = torch.randn(num_rows, 96, generator=draw), torch.randint(-1, 5, (num_rows, 2), generator=draw).int()
+    ids[0] = torch.tensor([4, 1])
+    for limit in (4096, 0):
+        monkeypatch.setattr("kernels.permute.triton_kernel.MAX_COMPARED", limit)
+        copies = sort_by_expert(hidden, ids, 5)
+        assert copies.order is not None
+        sources = copies.order.sources.clamp(0, num_rows - 1)  # those of nobody's copies are not written
+        sources[int(copies.counts.sum()) :] = 0
+        out = grouped_swiglu(hidden, copies.counts, experts, copies.order)
+        truth = grouped_swiglu(hidden[sources], copies.counts, experts)
+        counted = slice(int(copies.counts.sum()))
+        assert out.shape == (2 * num_rows, 96) and torch.equal(out[counted], truth[counted])

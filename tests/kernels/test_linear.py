@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kernels.linear import Fp8Rows, linear, linear_fp32_out, linear_of_fp8, pack_fp8_weight, pack_weight
+from kernels.linear.tiles import num_splits
+from kernels.linear.vector_kernel import takes as takes_vector
 from kernels.quantise.formats import Scaling
 from kernels.quantise.reference import quantise_blocks, quantise_tokens
 from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_quantised
@@ -105,6 +107,44 @@ def test_nan_stays_in_its_row_of_fp8(gpu_backend: str, draw: torch.Generator, sc
     x[17, 150] = float("nan")
     is_nan = linear(x, packed).isnan()
     assert is_nan[17].all() and not is_nan[torch.arange(40) != 17].any()
+
+
+@pytest.mark.parametrize("scaling", [Scaling.NONE, Scaling.BLOCKS, Scaling.CHANNELS])
+@pytest.mark.parametrize(("num_rows", "num_out", "num_in"), [(2, 70, 1024), (31, 16, 2048), (64, 130, 1024)])
+def test_parts_of_k_sum_to_the_whole(
+    triton_backend: str, draw: torch.Generator, num_rows: int, num_out: int, num_in: int, scaling: Scaling
+) -> None:
+    x = torch.randn(num_rows, num_in, generator=draw)
+    if scaling is Scaling.NONE:
+        assert num_splits(num_rows, num_out, num_in, 2) == num_in // 512
+        weight, x = torch.randn(num_out, num_in, generator=draw).bfloat16(), x.bfloat16()
+        packed, exact = pack_weight(weight), x.double() @ weight.double().T
+    else:
+        assert num_splits(num_rows, num_out, num_in, 1) == num_in // 512
+        values, scale = fp8_weight(draw, num_out, num_in, scaling)
+        packed, exact = pack_fp8_weight(values, scale, torch.float32), exact_fp8(x, values, scale, scaling)
+    out = linear_fp32_out(x, packed)
+    assert error(out, exact) < 1e-5
+    assert torch.equal(linear_fp32_out(x, packed), out) and not packed.arrivals.any()
+
+
+@pytest.mark.parametrize("scaling", [Scaling.NONE, Scaling.BLOCKS, Scaling.CHANNELS])
+@pytest.mark.parametrize(("num_out", "num_in"), [(150, 1024), (16, 5120), (33, 8192)])
+def test_one_row_is_a_vector(
+    triton_backend: str, draw: torch.Generator, num_out: int, num_in: int, scaling: Scaling
+) -> None:
+    assert takes_vector(1, num_out, num_in, 1)
+    x = torch.randn(1, num_in, generator=draw)
+    if scaling is Scaling.NONE:
+        weight, x = torch.randn(num_out, num_in, generator=draw).bfloat16(), x.bfloat16()
+        packed, exact = pack_weight(weight), x.double() @ weight.double().T
+    else:
+        values, scale = fp8_weight(draw, num_out, num_in, scaling)
+        packed, exact = pack_fp8_weight(values, scale, torch.float32), exact_fp8(x, values, scale, scaling)
+    assert error(linear_fp32_out(x, packed), exact) < 1e-5
+    with_nan = x.clone()
+    with_nan[0, num_in - 1] = float("nan")
+    assert linear_fp32_out(with_nan, packed).isnan().all()
 
 
 def test_scales_that_fit_no_format_are_refused() -> None:

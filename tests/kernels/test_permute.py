@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.permute import combine_rows, expert_order, gather_rows, reference
+from kernels import native
+from kernels.grouped_swiglu.tile_map import tile_map
+from kernels.permute import combine_rows, expert_order, gather_rows, reference, sort_by_expert
 
 
 def random_ids(draw: torch.Generator, num_rows: int, top_k: int, num_experts: int) -> torch.Tensor:
@@ -60,6 +62,15 @@ def test_combine_matches_fp64(backend: str, dtype: torch.dtype, draw: torch.Gene
     torch.testing.assert_close(combine_rows(rows, places, weights).double(), truth, rtol=tolerance, atol=tolerance)
 
 
+def test_what_combine_adds_is_added_to_what_it_would_return(
+    backend: str, dtype: torch.dtype, draw: torch.Generator
+) -> None:
+    rows, plus = torch.randn(60, 100, generator=draw).to(dtype), torch.randn(20, 100, generator=draw).to(dtype)
+    places = torch.randperm(60, generator=draw).int().view(20, 3)
+    weights = torch.rand(20, 3, generator=draw)
+    assert torch.equal(combine_rows(rows, places, weights, plus), combine_rows(rows, places, weights) + plus)
+
+
 def test_all_rows_on_one_expert_and_nan_stays(backend: str, dtype: torch.dtype) -> None:
     counts, places = expert_order(torch.full((30, 1), 3, dtype=torch.int32), 5)
     assert counts.tolist() == [0, 0, 0, 30, 0] and places.flatten().tolist() == list(range(30))
@@ -93,3 +104,51 @@ def test_copies_for_nobody_are_passed_over(
         without = torch.where(ids < 0, 0.0, weights)
         assert torch.equal(out, combine_rows(rows.nan_to_num(), places.clamp_min(0), without))
         assert not out[0].any()
+
+
+def test_copies_are_sorted_and_totals_grow(backend: str, draw: torch.Generator) -> None:
+    hidden, ids = torch.randn(41, 24, generator=draw), random_ids(draw, 41, 3, 16)
+    counts, places = reference.expert_order(ids, 16)
+    totals = torch.arange(16) + (1 << 40)
+    copies = sort_by_expert(hidden, ids, 16, totals)
+    assert torch.equal(copies.counts, counts) and torch.equal(copies.places, places)
+    rows = copies.rows if copies.order is None else copies.rows[copies.order.sources]
+    assert torch.equal(rows, reference.gather_rows(hidden, places))
+    assert (copies.order is not None) == (backend == "triton")
+    assert torch.equal(totals, torch.arange(16) + (1 << 40) + counts)
+    assert torch.equal(sort_by_expert(hidden, ids, 16).counts, counts)
+
+
+@pytest.mark.parametrize(("num_rows", "num_experts"), [(0, 5), (1, 6), (30, 6), (100, 40), (60, 3)])
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_an_order_says_where_rows_lie_and_which_tiles_they_fill(
+    triton_backend: str,
+    draw: torch.Generator,
+    num_rows: int,
+    num_experts: int,
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On both ways, with copies for nobody; past 32 rows a tile none is made."""
+    monkeypatch.setattr("kernels.permute.triton_kernel.MAX_COMPARED", limit)
+    ids = torch.randint(-1, num_experts, (num_rows, 3), generator=draw).int()
+    ids[: num_rows // 2] = ids[: num_rows // 2].clamp_max(1)  # several tiles of some experts, none of others
+    hidden, totals = torch.randn(num_rows, 8, generator=draw), torch.zeros(num_experts, dtype=torch.int64)
+    copies = sort_by_expert(hidden, ids, num_experts, totals)
+    order, num_counted = copies.order, int((ids >= 0).sum())
+    assert order is not None and copies.rows is hidden and torch.equal(totals, copies.counts.long())
+    sorted_rows = reference.gather_rows(hidden, reference.expert_order(ids, num_experts)[1])[:num_counted]
+    assert torch.equal(hidden[order.sources[:num_counted]], sorted_rows)
+    has_tiles = num_rows * 3 <= limit and num_rows * 3 <= 16 * num_experts
+    assert order.tile_rows == (0 if not has_tiles else 16 if num_rows * 3 <= 8 * num_experts or num_rows <= 5 else 32)
+    if has_tiles:
+        expected = tile_map(copies.counts, ids.numel(), order.tile_rows)
+        is_tile = expected[:, 0] >= 0
+        assert torch.equal(order.tiles[:, 0], expected[:, 0]) and torch.equal(order.tiles[is_tile], expected[is_tile])
+
+
+def test_invariant_tiles_do_not_follow_the_number_of_rows(triton_backend: str, draw: torch.Generator) -> None:
+    native.use("triton", batch_invariant=True)
+    for num_rows in (1, 70):
+        order = sort_by_expert(torch.zeros(num_rows, 4), random_ids(draw, num_rows, 2, 4), 4).order
+        assert order is not None and order.tile_rows == 32

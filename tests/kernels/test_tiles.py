@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile
-from kernels.linear.tiles import linear_tile
+from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
+from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
+from kernels.linear.tiles import num_splits as linear_splits
+from kernels.linear.tiles import split_tile as linear_split_tile
+from kernels.paged_attention.split_kernel import split_length
 from kernels.paged_attention.tiles import (
     MAX_VERIFY_ROWS,
+    SPLIT_UNIT,
     chunk_tile,
     has_chunks,
+    merge_tile,
     most_rows,
     most_splits,
     num_splits,
+    smallest_split,
     split_tile,
     verify_rows,
 )
@@ -35,6 +43,24 @@ def test_more_rows_choose_larger_tiles(num_rows: int, tile: tuple[int, int]) -> 
 
 def test_a_wide_head_has_wide_tiles_in_decode() -> None:
     assert linear_tile(1, 157184, 2).block_out == 128 and linear_tile(1, 4096, 2).block_out == 64
+
+
+def test_k_is_split_where_a_decode_would_leave_the_device_idle() -> None:
+    assert [linear_splits(1, num_out, 4096, 1) for num_out in (512, 4096, 5120, 16384, 157184)] == [8, 4, 4, 1, 1]
+    assert [linear_splits(rows, 4096, 4096, 2) for rows in (1, 64, 65)] == [4, 4, 1]
+    assert [linear_splits(1, 4096, num_in, 1) for num_in in (896, 1000, 1024, 1408, 7168)] == [1, 1, 2, 1, 4]
+    assert linear_splits(1, 4096, 4096, 4) == 1
+
+
+@given(num_rows=st.integers(1, 64), num_out=st.integers(1, 1 << 15), num_steps=st.integers(1, 128))
+def test_parts_are_whole_steps_of_programs_that_run_at_once(num_rows: int, num_out: int, num_steps: int) -> None:
+    num_in = 128 * num_steps
+    for itemsize in (1, 2):
+        splits, tile = linear_splits(num_rows, num_out, num_in, itemsize), linear_split_tile(num_rows, itemsize)
+        if splits > 1:
+            assert num_in % (splits * tile.block_in) == 0 and num_rows <= tile.block_rows
+            assert -(-num_out // tile.block_out) * splits <= SPLIT_PROGRAMS
+        assert tile.num_stages * (tile.block_rows + tile.block_out) * tile.block_in * itemsize <= 113 * 1024
 
 
 def test_tiles_hold_twice_the_mean_of_an_expert() -> None:
@@ -61,6 +87,15 @@ def test_every_tile_fits_and_keeps_to_its_scales(num_rows: int, num_experts: int
             assert tile.block_in == 128 and 128 % tile.block_out == 0
     assert pair.block_rows == down.block_rows == rows
     assert scaling is not Scaling.BLOCKS or pair.block_out == 128
+
+
+def test_few_tiles_of_blocks_are_cut_into_twice_as_many_programs() -> None:
+    assert defers_scales(16, 16, 1024, Scaling.BLOCKS) and not defers_scales(17, 16, 1024, Scaling.BLOCKS)
+    assert not defers_scales(16, 32, 1024, Scaling.BLOCKS) and not defers_scales(16, 16, 1024, Scaling.CHANNELS)
+    pair, down = gate_up_tile(16, 1, Scaling.BLOCKS, True), quantising_down_tile(16)
+    assert pair.block_out == 64 and pair.block_in == down.block_in == 128
+    assert (16 + 2 * 64) * 128 * pair.num_stages <= 113 * 1024, "two programs share a multiprocessor"
+    assert (4 * 16 + 128) * 128 * down.num_stages <= 113 * 1024
 
 
 @given(counts=st.lists(st.integers(0, 70), min_size=1, max_size=9), block_rows=st.sampled_from([16, 32]))
@@ -90,7 +125,30 @@ def test_every_sequence_is_few_rows_or_a_chunk(rows: list[int]) -> None:
 def test_attention_is_cut_by_the_context_and_the_group() -> None:
     assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
     assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
-    assert [num_splits(context, 32) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
-    assert most_splits(32 * 1 * 32, 128) == 32 and most_splits(256 * 8 * 32, 128) == 4
-    assert split_tile(8, 8, 2).num_warps == 8 and split_tile(4, 8, 2).num_warps == 4
+    assert [num_splits(context, 32, 256) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
+    assert [split_tile(rows, 8, 2, cache).num_warps for rows, cache in ((4, 2), (8, 2), (4, 1))] == [4, 8, 8]
     assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
+
+
+def test_few_sequences_are_cut_finer_than_many() -> None:
+    """By sequences times KV heads, four here, and by the sums that the scratch memory holds."""
+    assert [smallest_split(4 * n) for n in (1, 8, 16, 32, 64, 512)] == [64, 64, 128, 256, 512, 512]
+    assert [most_splits(4 * n, 32 * n, 128) for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
+    assert most_splits(4 * 256, 256 * 8 * 32, 128) == 4 and most_splits(4, 1 << 19, 128) == 1
+    assert all(SPLIT_UNIT % split_tile(rows, 8, size, size).block_kv == 0 for rows in (1, 8) for size in (2, 4))
+    assert merge_tile(4 * 32).at_once == most_splits(4, 4 * 32, 128) and merge_tile(128 * 32).block_heads > 1
+
+
+@given(context=st.integers(1, 1 << 20), num_sequences=st.integers(1, 600))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_splits_of_any_context_are_launched(triton_backend: str, context: int, num_sequences: int) -> None:
+    most, smallest = most_splits(4 * num_sequences, 32 * num_sequences, 128), smallest_split(4 * num_sequences)
+    length = torch.zeros(1, dtype=torch.int32)
+    _length[(1,)](length, context, most.bit_length() - 1, smallest, UNIT=SPLIT_UNIT)
+    assert length % SPLIT_UNIT == 0 and length >= smallest
+    assert -(-context // int(length)) <= num_splits(context, most, smallest)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _length(out, context, most_log2, smallest, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(out, split_length(context, most_log2, smallest, UNIT))

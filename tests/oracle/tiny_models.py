@@ -63,9 +63,9 @@ class RecordingDispatcher:
         self.experts.append([set(ids) for ids in choice.ids.tolist()])
         return self._local.dispatch(hidden, choice)
 
-    def combine(self, rows: Tensor, handle: DispatchHandle) -> Tensor:
+    def combine(self, rows: Tensor, handle: DispatchHandle, plus: Tensor | None = None) -> Tensor:
         """As the local one."""
-        return self._local.combine(rows, handle)
+        return self._local.combine(rows, handle, plus)
 
 
 def kv_cache(model: BailingModel, num_blocks: int = 64, dtype: torch.dtype = torch.float32) -> KVCache:
