@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.builds import Build, all_builds
+from kernels.launched import Launched
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "hopper-builds.json"
@@ -60,7 +61,8 @@ class Compiled:
 
 def compile_build(build: Build) -> Compiled:
     """Compile for sm_90 and read the binary."""
-    names = build.kernel.arg_names
+    jitted = build.kernel.jitted if isinstance(build.kernel, Launched) else build.kernel
+    names = jitted.arg_names
     signature = {name: build.arguments.get(name, "constexpr") for name in names}
     assert {*build.arguments} | {*build.constants} == set(names), f"{build.name}: not its arguments, which are {names}"
     attributes = {
@@ -68,7 +70,7 @@ def compile_build(build: Build) -> Compiled:
         for position, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name in build.multiples_of_16
     }
-    source = ASTSource(build.kernel, signature, dict(build.constants), attributes)
+    source = ASTSource(jitted, signature, dict(build.constants), attributes)
     compiled = triton.compile(source, target=HOPPER, options=dict(build.options))
     registers, stack_bytes = _resources(compiled.asm["cubin"])
     return Compiled(

@@ -21,7 +21,7 @@ class Build:
     """One kernel, compiled one way."""
 
     name: str  # the operation first; unique
-    kernel: Any  # the @triton.jit function
+    kernel: Any  # the function that is launched
     arguments: Mapping[str, str]  # name -> "*bf16", "i32", "fp32"; all but the constants
     constants: Mapping[str, object]  # name -> value
     options: Mapping[str, int | bool]  # `launch_options` of the launch

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 
+
+@cache
 def launch_options(num_warps: int, num_stages: int = 1) -> dict[str, int | bool]:
     """Options of a launch.
 

@@ -29,6 +29,5 @@ def await_previous() -> None:
 @triton.jit
 def release_next() -> None:
     """The next kernel may begin to wait for this one's end."""
-    if _IS_COMPILED:
-        if not _EARLY:
-            gdc_launch_dependents()
+    if _IS_COMPILED and not _EARLY:
+        gdc_launch_dependents()

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.bandwidth import measured_gb_s
 from benchmarks.gpu.breakdown import by_kernel
-from benchmarks.gpu.clock import eager_ms, graph_ms
+from benchmarks.gpu.clock import as_in_a_rank, eager_ms, graph_ms
 from benchmarks.gpu.plans import Plan
 from benchmarks.gpu.random_model import cut, layers_that_fit, random_head, random_model, weight_sizes
 from benchmarks.gpu.session import Figures, Session
@@ -105,7 +105,7 @@ class FullModel:
         # The interpreter is slow: it runs one size, in a bucket that is too large for it.
         sizes, room = (plan.batches, plan.batches) if self._session.is_cuda else (plan.batches[:1], plan.batches[-1:])
         buckets = Buckets(sequences=room, rows=(1, 1 + NUM_DRAFTS))
-        with torch.device("cpu"):  # as in a rank, where nothing changes the default
+        with as_in_a_rank():
             head = random_head(loaded.model, plan.draft_fields, _DTYPE, self._session.seed)
             whole = WholeSteps(self._session, loaded.model, head, loaded.kv, buckets, self._most_blocks)
             runs = {

@@ -10,12 +10,15 @@ states makes the row's logits NaN on the tensor cores.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import native
 from kernels.gate.tiles import GateTile, gate_tile, invariant_tile
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 
 
@@ -42,7 +45,8 @@ def _product(weight: tl.tensor, x: tl.tensor) -> tl.tensor:
         return tl.dot(weight, x.to(tl.float32), input_precision="ieee")
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_rows"])
 def partial_logits_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
@@ -78,7 +82,8 @@ def partial_logits_kernel(
     tl.store(place, total, mask=(row[None, :] < num_rows) & (expert[:, None] < NUM_EXPERTS))
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_rows"])
 def few_partial_logits_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
@@ -125,12 +130,13 @@ def partial_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     tile = invariant_tile(itemsize) if native.is_batch_invariant() else gate_tile(num_rows, itemsize)
     splits = tile.num_splits(width)
     partial = torch.empty(splits, num_rows, num_experts, dtype=torch.float32, device=hidden.device)
-    grid = (triton.cdiv(num_rows, tile.block_rows), triton.cdiv(num_experts, tile.block_experts), splits)
+    grid = (-(-num_rows // tile.block_rows), -(-num_experts // tile.block_experts), splits)
     kernel = few_partial_logits_kernel if tile.has_few_rows else partial_logits_kernel
     kernel[grid](hidden, weight, partial, num_rows, **logits_constants(tile, num_experts, width), **tile.options)
     return partial
 
 
+@cache
 def logits_constants(tile: GateTile, num_experts: int, width: int) -> dict[str, int]:
     """What both kernels are compiled with."""
     return {

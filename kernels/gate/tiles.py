@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.launch import launch_options
 
@@ -47,6 +48,7 @@ def loads_first(options: dict[str, int | bool]) -> dict[str, int | bool]:
     return {**options, "maxnreg": _MAX_REGISTERS}
 
 
+@cache
 def gate_tile(num_rows: int, itemsize: int) -> GateTile:
     """The tile for `num_rows` rows of hidden states, of `itemsize` bytes an element: 2 if bf16, else 4.
 
@@ -68,6 +70,7 @@ def gate_tile(num_rows: int, itemsize: int) -> GateTile:
     return GateTile(block_rows=128, block_experts=128, block_width=64, splits=splits, num_warps=8, num_stages=3)
 
 
+@cache
 def invariant_tile(itemsize: int) -> GateTile:
     """The one tile of batch-invariant mode: eight splits, so that the partial sums of a long prompt stay small."""
     if itemsize == 4:

@@ -10,6 +10,7 @@ A logit's order of additions depends on the tile and this on the number of rows,
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ import triton.language as tl
 from kernels.gate.logits import partial_logits
 from kernels.gate.tiles import loads_first
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def _kept_groups(keys: tl.tensor, NUM_GROUPS: tl.constexpr, TOPK_GROUPS: tl.cons
     return tl.sum(is_ahead.to(tl.int32), 1) < TOPK_GROUPS
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_rows"])
 def choose_kernel(
     partial: tl.tensor,
     bias: tl.tensor,
@@ -145,6 +148,7 @@ def sigmoid_group_topk(
     return ids, weights
 
 
+@cache
 def choose_constants(splits: int, num_experts: int, shape: GateShape) -> dict[str, int | bool]:
     """What `choose_kernel` is compiled with."""
     group_size = num_experts // shape.num_expert_groups

@@ -7,15 +7,19 @@ of an expert of AntAngelMed 4.2 MB and 32 times 4 KB. FLOP: 2 * R * H * I, and a
 
 from __future__ import annotations
 
+from functools import cache
+
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.linear.tiles import Tile
 from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 
 
+@launched
 @triton.jit
 def quantising_down_kernel(
     inner: tl.tensor,
@@ -71,6 +75,7 @@ def quantising_down_kernel(
     tl.store(out_at, tl.trans(sums).to(out.dtype.element_ty), mask=is_wanted)
 
 
+@cache
 def quantising_down_constants(hidden: int, inner: int, tile: Tile) -> dict[str, int | float | bool]:
     """What `quantising_down_kernel` is compiled with."""
     sizes = {"BLOCK_OUT": tile.block_out, "BLOCK_ROWS": tile.block_rows, "BLOCK_IN": tile.block_in}

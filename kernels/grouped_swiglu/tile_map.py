@@ -6,18 +6,22 @@ experts and 272 tiles, so that the launch is what it costs. FLOP: some 4 * E a p
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_tiles"])
 def tile_map_kernel(
     counts: tl.tensor,
     tiles: tl.tensor,
@@ -65,6 +69,7 @@ def max_tiles(num_rows: int, num_experts: int, block_rows: int) -> int:
     return num_rows // block_rows + min(num_rows, num_experts)
 
 
+@cache
 def constants(num_experts: int, block_rows: int) -> dict[str, int]:
     """The constants that `tile_map_kernel` is compiled with."""
     return {

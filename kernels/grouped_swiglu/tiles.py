@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from kernels.linear.tiles import TARGET_PROGRAMS, Tile, padded_rows, steps_in_flight
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 
 
+@cache
 def rows_per_tile(num_rows: int, num_experts: int, itemsize: int, scaling: Scaling) -> int:
     """16, 32, 64 or 128: twice the mean of an expert, so that most experts' weights are read by one tile.
 
@@ -16,6 +19,7 @@ def rows_per_tile(num_rows: int, num_experts: int, itemsize: int, scaling: Scali
     return min(padded_rows(2 * mean), padded_rows(num_rows), most)
 
 
+@cache
 def narrow_tile_rows(num_rows: int, num_experts: int) -> int:
     """What `rows_per_tile` says whatever the format: 16 or 32, or 0 where it may be more."""
     rows = rows_per_tile(num_rows, num_experts, 1, Scaling.BLOCKS)
@@ -31,6 +35,7 @@ def defers_scales(num_tiles: int, block_rows: int, inner: int, scaling: Scaling)
     return scaling is Scaling.BLOCKS and block_rows == 16 and few_programs
 
 
+@cache
 def gate_up_tile(block_rows: int, itemsize: int, scaling: Scaling, has_deferred_scales: bool = False) -> Tile:
     """The tile of gate and up: two weights beside the rows.
 
@@ -49,6 +54,7 @@ def gate_up_tile(block_rows: int, itemsize: int, scaling: Scaling, has_deferred_
     return Tile(block_rows=block_rows, block_out=128, block_in=128 // itemsize, num_warps=8, num_stages=4)
 
 
+@cache
 def down_tile(block_rows: int, itemsize: int) -> Tile:
     """The tile of down: a short walk over I for many outputs."""
     if itemsize == 4:
@@ -60,6 +66,7 @@ def down_tile(block_rows: int, itemsize: int) -> Tile:
     return Tile(block_rows=block_rows, block_out=128, block_in=block_in, num_warps=8, num_stages=4)
 
 
+@cache
 def quantising_down_tile(block_rows: int) -> Tile:
     """The tile of down where it quantises its rows: a step holds their 128 channels in fp32."""
     num_stages = steps_in_flight(4 * block_rows, 128, 128)

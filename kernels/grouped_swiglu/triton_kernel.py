@@ -8,6 +8,7 @@ FLOP: 6 * R * H * I; a prefill of 128 rows an expert does 256 operations a byte 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -17,6 +18,7 @@ from kernels import native
 from kernels.grouped_swiglu.quantising_down import quantising_down_constants, quantising_down_kernel
 from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
+from kernels.launched import launched
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous, release_next
@@ -26,6 +28,7 @@ from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise
 
 
+@launched
 @triton.jit
 def gate_up_kernel(
     x: tl.tensor,
@@ -96,6 +99,7 @@ def gate_up_kernel(
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
+@launched
 @triton.jit
 def down_kernel(
     inner: tl.tensor,
@@ -176,10 +180,10 @@ def grouped_swiglu(
     has_deferred_scales = defers_scales(len(tiles), block_rows, inner_size, scaling)
     inner_dtype = torch.float32 if has_deferred_scales else x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
-    num_blocks = triton.cdiv(inner_size, FP8_BLOCK)
+    num_blocks = -(-inner_size // FP8_BLOCK)
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
     tile = gate_up_tile(block_rows, gate_up.itemsize, scaling, has_deferred_scales)
-    gate_up_kernel[(len(tiles) * triton.cdiv(inner_size, tile.block_out),)](
+    gate_up_kernel[(len(tiles) * -(-inner_size // tile.block_out),)](
         *(x, x_scale, tiles if order is None else order.sources),
         *(gate_up, gate_up_scales, inner, inner_scale, tiles),
         **gate_up_constants(hidden, inner_size, scaling, tile, order is not None),
@@ -187,7 +191,7 @@ def grouped_swiglu(
     )
     if has_deferred_scales:
         tile = quantising_down_tile(block_rows)
-        quantising_down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+        quantising_down_kernel[(len(tiles) * -(-hidden // tile.block_out),)](
             *(inner, down, down_scales, out, tiles),
             **quantising_down_constants(hidden, inner_size, tile),
             **tile.options,
@@ -196,7 +200,7 @@ def grouped_swiglu(
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
     tile = down_tile(block_rows, gate_up.itemsize)
-    down_kernel[(len(tiles) * triton.cdiv(hidden, tile.block_out),)](
+    down_kernel[(tiles.shape[0] * -(-hidden // tile.block_out),)](
         *(inner, inner_scale, down, down_scales, out, tiles),
         **down_constants(hidden, inner_size, scaling, tile),
         **tile.options,
@@ -209,6 +213,7 @@ def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torc
     return (rows, rows) if scaling is Scaling.NONE else quantise(rows, scaling)
 
 
+@cache
 def gate_up_constants(
     hidden: int, inner: int, scaling: Scaling, tile: Tile, has_sources: bool
 ) -> dict[str, int | float | str | bool]:
@@ -224,6 +229,7 @@ def gate_up_constants(
     }
 
 
+@cache
 def down_constants(hidden: int, inner: int, scaling: Scaling, tile: Tile) -> dict[str, int | float | str | bool]:
     """What `down_kernel` is compiled with."""
     scales = num_scales(hidden, inner, scaling)

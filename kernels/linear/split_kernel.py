@@ -7,17 +7,21 @@ last program of a tile to arrive sums its parts in their order, so that results 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.linear.product import prefetch, product
 from kernels.linear.tiles import Tile
 from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import Scaling
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_rows"])
 def split_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -81,6 +85,7 @@ def split_kernel(
         tl.store(arrivals + tile, 0)
 
 
+@cache
 def constants(num_out: int, num_in: int, scaling: Scaling, num_splits: int, tile: Tile) -> dict[str, int | str | bool]:
     """The constants that `split_kernel` is compiled with."""
     return {
@@ -99,7 +104,7 @@ def launch(
 ) -> None:
     """Fill out [T, N], fp32 or bf16; operands as the kernel's first four."""
     (num_rows, num_out), num_in = out.shape, operands[0].shape[1]
-    num_tiles = triton.cdiv(num_out, tile.block_out)
+    num_tiles = -(-num_out // tile.block_out)
     assert num_rows <= tile.block_rows and num_tiles <= len(arrivals), f"{num_rows} rows, {num_tiles} tiles"
     assert operands[2].data_ptr() % 16 == 0, "a weight must begin at a multiple of 16 bytes"
     parts = torch.empty(num_splits, num_rows, num_out, dtype=torch.float32, device=out.device)

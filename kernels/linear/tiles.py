@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.launch import launch_options
 
@@ -56,6 +57,7 @@ def steps_in_flight(rows: int, outs: int, step_bytes: int) -> int:
     return min(5, shared) if shared >= 3 else 4
 
 
+@cache
 def linear_tile(num_rows: int, num_out: int, itemsize: int) -> Tile:
     """The tile of a product of `num_rows` rows with a weight of `num_out` outputs, elements of `itemsize` bytes.
 
@@ -76,6 +78,7 @@ def linear_tile(num_rows: int, num_out: int, itemsize: int) -> Tile:
     return Tile(block_rows=128, block_out=64, block_in=block_in, num_warps=4, num_stages=4)
 
 
+@cache
 def num_splits(num_rows: int, num_out: int, num_in: int, itemsize: int) -> int:
     """In how many parts K is summed by programs of their own: in one unless a decode's tiles leave the device idle.
 
@@ -88,6 +91,7 @@ def num_splits(num_rows: int, num_out: int, num_in: int, itemsize: int) -> int:
     return max(splits for splits in (1, 2, 4, 8, 16) if splits <= most and num_steps % splits == 0)
 
 
+@cache
 def split_tile(num_rows: int, itemsize: int) -> Tile:
     """The tile of a product whose K is split: 64 outputs."""
     rows = padded_rows(num_rows)

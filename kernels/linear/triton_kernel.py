@@ -9,11 +9,14 @@ FP8 products are summed in fp32 outside of the tensor core after each 128 channe
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.launched import launched
 from kernels.linear import split_kernel, vector_kernel
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile, num_splits, split_tile
@@ -24,7 +27,8 @@ from kernels.quantise.triton_kernel import quantise
 GROUP = 8  # row tiles that read the same weights one after the other, while these are in the L2 cache
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -102,6 +106,7 @@ def linear_fp8(
     return _launch(x, x_scale, weight, weight_scale, arrivals, out_dtype)
 
 
+@cache
 def constants(num_out: int, num_in: int, scaling: Scaling, tile: Tile) -> dict[str, int | str | bool]:
     """The constants that `linear_kernel` is compiled with."""
     return {"NUM_OUT": num_out, "NUM_IN": num_in, "SCALING": scaling.value, "GROUP": GROUP, **tile.constants()}
@@ -140,7 +145,7 @@ def _launch_tiles(
     tile: Tile,
 ) -> torch.Tensor:
     (num_rows, num_out), num_in = out.shape, operands[0].shape[1]
-    num_programs = triton.cdiv(num_rows, tile.block_rows) * triton.cdiv(num_out, tile.block_out)
+    num_programs = -(-num_rows // tile.block_rows) * -(-num_out // tile.block_out)
     linear_kernel[(num_programs,)](
         *operands,
         *(out, num_rows),

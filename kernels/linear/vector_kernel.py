@@ -8,12 +8,14 @@ the L2 cache while the kernel before this one still runs.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.linear.product import prefetch
 from kernels.linear.tiles import TARGET_PROGRAMS
 from kernels.overlap import await_previous, release_next
@@ -26,6 +28,7 @@ MIN_STEP_BYTES = 1024  # a line a warp
 OPTIONS = launch_options(NUM_WARPS)
 
 
+@launched
 @triton.jit
 def vector_kernel(
     x: tl.tensor,
@@ -82,6 +85,7 @@ def takes(num_rows: int, num_out: int, num_in: int, itemsize: int) -> bool:
     return num_rows == 1 and few_outs and itemsize < 4 and num_in * itemsize % MIN_STEP_BYTES == 0
 
 
+@cache
 def constants(num_out: int, num_in: int, scaling: Scaling, itemsize: int) -> dict[str, int | str | bool]:
     """The constants that `vector_kernel` is compiled with."""
     step_bytes = math.gcd(num_in * itemsize, STEP_BYTES)
@@ -98,6 +102,6 @@ def launch(
     weight = operands[2]
     assert weight.data_ptr() % 16 == 0, "a weight must begin at a multiple of 16 bytes"
     num_out, num_in = weight.shape
-    vector_kernel[(triton.cdiv(num_out, BLOCK_OUT),)](
+    vector_kernel[(-(-num_out // BLOCK_OUT),)](
         *(*operands, out), **constants(num_out, num_in, scaling, weight.itemsize), **OPTIONS
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.results import store_heads
 from kernels.paged_attention.split_kernel import load_blocks, load_kv
@@ -67,7 +68,8 @@ def step(
     return new_best, total, mean
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["table_width", "num_sequences"])
 def chunk_kernel(
     query: tl.tensor,
     key: tl.tensor,

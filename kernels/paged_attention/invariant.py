@@ -8,10 +8,10 @@ L2: 32 operations a byte of bf16. FLOP: 4 * context * A * D a row; a decode pays
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-import triton
 
 from kernels.paged_attention.invariant_kernel import merge_tiles_kernel, tile_split_kernel
 from kernels.paged_attention.tiles import (
@@ -35,7 +35,7 @@ def paged_attention(
     num_rows, num_heads, head_dim = query.shape
     num_sequences, table_width = batch.block_tables.shape
     tile = invariant_tile(num_heads // kv.num_kv_heads, query.itemsize)
-    splits = triton.cdiv(table_width * kv.block_size, INVARIANT_SPLIT)
+    splits = -(-table_width * kv.block_size // INVARIANT_SPLIT)
     num_tiles = num_rows // tile.block_rows + num_sequences if num_rows else 0  # at most: the host knows no rows
     for first, count in _parts(num_tiles, tiles_at_once(tile.block_rows * num_heads * splits, head_dim)):
         shape = (count, tile.block_rows, num_heads, splits)
@@ -48,7 +48,7 @@ def paged_attention(
             **tile_constants(tile),
             **tile.options,
         )
-        merge_tiles_kernel[(count * tile.block_rows, triton.cdiv(num_heads, INVARIANT_MERGE.block_heads))](
+        merge_tiles_kernel[(count * tile.block_rows, -(-num_heads // INVARIANT_MERGE.block_heads))](
             *(query, partial, partial_log, batch.row_starts, batch.positions, *out.tensors),
             *(num_sequences, first, splits),
             SPLIT=INVARIANT_SPLIT,
@@ -57,11 +57,13 @@ def paged_attention(
         )
 
 
+@cache
 def invariant_tile(group: int, itemsize: int) -> AttentionTile:
     """The one tile of every row, by the shape of the heads alone."""
     return split_tile(INVARIANT_ROWS, group, itemsize, itemsize)
 
 
+@cache
 def tile_constants(tile: AttentionTile) -> dict[str, int]:
     """What `tile_split_kernel` is compiled with beside the shape."""
     return {"SPLIT": INVARIANT_SPLIT, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}

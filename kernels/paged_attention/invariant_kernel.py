@@ -10,13 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
 from kernels.paged_attention.results import merged, store_heads
 from kernels.paged_attention.split_kernel import split_sums
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["table_width", "num_sequences", "first_tile", "splits"])
 def tile_split_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -101,7 +103,8 @@ def tile_split_kernel(
     tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_sequences", "first_tile", "splits"])
 def merge_tiles_kernel(
     query: tl.tensor,
     partial: tl.tensor,

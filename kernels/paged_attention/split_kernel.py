@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 from kernels.paged_attention.results import merged, store_heads
 
@@ -113,7 +114,8 @@ def split_sums(
     return best, total, mean
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["table_width", "splits", "most_splits"])
 def split_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -210,7 +212,8 @@ def split_kernel(
         tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["splits", "most_splits"])
 def merge_kernel(
     query: tl.tensor,
     partial: tl.tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.launch import launch_options
 
@@ -64,6 +65,7 @@ def has_chunks(most: int) -> bool:
     return most > MAX_VERIFY_ROWS
 
 
+@cache
 def most_splits(num_programs: int, num_sums: int, head_dim: int) -> int:
     """Into how many splits a context may be cut, a power of two.
 
@@ -75,6 +77,7 @@ def most_splits(num_programs: int, num_sums: int, head_dim: int) -> int:
     return min(MAX_SPLITS, 1 << (min(fitting, useful).bit_length() - 1))
 
 
+@cache
 def smallest_split(num_programs: int) -> int:
     """Positions under which a split is not worth its sums: one step while the device is not full without."""
     return min(MAX_SMALLEST_SPLIT, max(SPLIT_UNIT, 1 << (2 * num_programs - 1).bit_length()))
@@ -85,11 +88,13 @@ def tiles_at_once(num_sums: int, head_dim: int) -> int:
     return max(1, SCRATCH_BYTES // (num_sums * (head_dim + 1) * 4))
 
 
+@cache
 def num_splits(max_context: int, most: int, smallest: int) -> int:
     """Programs that share the longest context."""
     return min(most, max(1, -(-max_context // smallest)))
 
 
+@cache
 def merge_tile(num_sums: int) -> MergeTile:
     """How the splits of so many sums are merged: of few, each has a program, which reads all splits at once."""
     if num_sums <= FEW_SUMS:
@@ -97,6 +102,7 @@ def merge_tile(num_sums: int) -> MergeTile:
     return MergeTile(block_heads=4, at_once=8, num_warps=4)
 
 
+@cache
 def split_tile(rows: int, group: int, itemsize: int, cache_itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
@@ -108,6 +114,7 @@ def split_tile(rows: int, group: int, itemsize: int, cache_itemsize: int) -> Att
     return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
 
 
+@cache
 def chunk_tile(group: int, itemsize: int) -> AttentionTile:
     """The tile of a prefill chunk: 128 rows times heads, so that the heads of a group share what is read.
 

@@ -11,6 +11,7 @@ that follows.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
@@ -98,18 +99,26 @@ def paged_attention(
 
 def shape_constants(num_heads: int, kv: KVLayer) -> dict[str, int | bool]:
     """What both kernels are compiled with for a shape of heads and cache."""
-    group = num_heads // kv.num_kv_heads
+    return _shape_constants(num_heads, kv.num_kv_heads, kv.head_dim, kv.block_size, kv.key_scale is not None)
+
+
+@cache
+def _shape_constants(
+    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, is_fp8: bool
+) -> dict[str, int | bool]:
+    group = num_heads // num_kv_heads
     return {
         "GROUP": group,
         "GROUP_POW2": triton.next_power_of_2(group),
-        "KV_HEADS": kv.num_kv_heads,
-        "DIM": kv.head_dim,
-        "DIM_POW2": max(16, triton.next_power_of_2(kv.head_dim)),
-        "BLOCK_SIZE": kv.block_size,
-        "FP8": kv.key_scale is not None,
+        "KV_HEADS": num_kv_heads,
+        "DIM": head_dim,
+        "DIM_POW2": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_SIZE": block_size,
+        "FP8": is_fp8,
     }
 
 
+@cache
 def split_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
     """What `split_kernel` is compiled with beside that."""
     return {
@@ -120,6 +129,7 @@ def split_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int
     }
 
 
+@cache
 def merge_constants(
     num_heads: int, head_dim: int, rows: int, tile: MergeTile, *, is_quantised: bool
 ) -> dict[str, int | bool]:
@@ -135,6 +145,7 @@ def merge_constants(
     }
 
 
+@cache
 def chunk_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
     """What `chunk_kernel` is compiled with beside the shape."""
     return {
@@ -173,7 +184,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
         **tile.options,
     )
     if splits > 1:
-        merge_kernel[(num_sequences * rows, triton.cdiv(num_heads, merging.block_heads))](
+        merge_kernel[(num_sequences * rows, -(-num_heads // merging.block_heads))](
             *(query, partial, partial_log, batch.row_starts, batch.context_lens, *out.tensors),
             *(splits, most.bit_length() - 1, smallest),
             UNIT=SPLIT_UNIT,

@@ -8,6 +8,8 @@ FLOP: T * K * T * K comparisons for a decode, T * K * BLOCK / 2 for a prefill; 2
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from kernels import native
 from kernels.grouped_swiglu.tile_map import max_tiles
 from kernels.grouped_swiglu.tiles import narrow_tile_rows
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.linear.tiles import INVARIANT_ROWS
 from kernels.overlap import await_previous, release_next
 from kernels.permute import RowOrder
@@ -75,7 +78,8 @@ def _store_tiles(tiles: tl.tensor, counts: tl.tensor, num_tiles: tl.tensor, TILE
         tl.store(tiles + 3 * left, tl.full(left.shape, -1, tl.int32), mask=left < num_tiles)
 
 
-@triton.jit
+@launched
+@triton.jit(do_not_specialize=["num_tiles"])
 def compare_kernel(
     ids: tl.tensor,
     counts: tl.tensor,
@@ -123,6 +127,7 @@ def compare_kernel(
             _store_tiles(tiles, found, num_tiles, TILE_ROWS)
 
 
+@launched
 @triton.jit
 def histogram_kernel(
     ids: tl.tensor,
@@ -139,6 +144,7 @@ def histogram_kernel(
     tl.store(histograms + tl.program_id(0) * NUM_EXPERTS + expert, found, mask=expert < NUM_EXPERTS)
 
 
+@launched
 @triton.jit
 def offsets_kernel(
     histograms: tl.tensor,
@@ -170,6 +176,7 @@ def offsets_kernel(
         passed += tl.sum(count, 0)
 
 
+@launched
 @triton.jit
 def place_kernel(
     ids: tl.tensor,
@@ -199,6 +206,7 @@ def place_kernel(
     tl.store(sources + rank, own // TOP_K, mask=own_id >= 0)
 
 
+@launched
 @triton.jit
 def gather_kernel(
     hidden: tl.tensor,
@@ -218,6 +226,7 @@ def gather_kernel(
         tl.store(rows + place * WIDTH + column, value, mask=column < tl.where(place < 0, 0, WIDTH))
 
 
+@launched
 @triton.jit
 def combine_kernel(
     rows: tl.tensor,
@@ -276,35 +285,38 @@ def _ordered(
     sums = counts if totals is None else totals  # any pointer where there are none
     experts = experts_constants(num_experts, totals is not None)
     if num_copies <= MAX_COMPARED:
-        grid = (triton.cdiv(num_copies, COMPARED_CHUNK) + 1,)
+        grid = (-(-num_copies // COMPARED_CHUNK) + 1,)
         compare_kernel[grid](
             *(ids, counts, sums, places, sources, tiles, num_copies, num_tiles),
             **compare_constants(top_k, num_experts, totals is not None, tile_rows),
             **ORDER_OPTIONS,
         )
         return counts, places, order
-    num_blocks, experts_pow2 = triton.cdiv(num_copies, BLOCK), triton.next_power_of_2(num_experts)
+    num_blocks, experts_pow2 = -(-num_copies // BLOCK), triton.next_power_of_2(num_experts)
     offsets = torch.empty(num_blocks, num_experts, dtype=torch.int32, device=ids.device)
     histogram_kernel[(num_blocks,)](ids, offsets, num_copies, num_experts, experts_pow2, BLOCK, **ORDER_OPTIONS)
     offsets_kernel[(1,)](offsets, counts, sums, num_blocks, **experts, BLOCKS_AT_ONCE=BLOCKS_AT_ONCE, **OFFSETS_OPTIONS)
-    place_kernel[(triton.cdiv(num_copies, CHUNK),)](
+    place_kernel[(-(-num_copies // CHUNK),)](
         *(ids, offsets, places, sources, num_copies), **place_constants(top_k, num_experts), **ORDER_OPTIONS
     )
     return counts, places, order
 
 
+@cache
 def experts_constants(num_experts: int, has_totals: bool) -> dict[str, int | bool]:
     """What the kernels that count are compiled with."""
     powers = {"NUM_EXPERTS": num_experts, "EXPERTS_POW2": triton.next_power_of_2(max(num_experts, 1))}
     return {**powers, "HAS_TOTALS": has_totals}
 
 
+@cache
 def compare_constants(top_k: int, num_experts: int, has_totals: bool, tile_rows: int) -> dict[str, int | bool]:
     """What `compare_kernel` is compiled with."""
     sizes = {"TOP_K": top_k, "TILE_ROWS": tile_rows, "CHUNK": COMPARED_CHUNK, "OTHERS": COMPARED_OTHERS, "BLOCK": BLOCK}
     return {**experts_constants(num_experts, has_totals), **sizes}
 
 
+@cache
 def place_constants(top_k: int, num_experts: int) -> dict[str, int]:
     """What `place_kernel` is compiled with."""
     return {"TOP_K": top_k, "NUM_EXPERTS": num_experts, "CHUNK": CHUNK, "OTHERS": OTHERS, "BLOCK": BLOCK}
@@ -337,10 +349,11 @@ def combine_rows(
     return out
 
 
+@cache
 def row_constants(top_k: int, width: int) -> dict[str, int]:
     """What `gather_kernel` and `combine_kernel` are compiled with: sixteen bytes of bf16 a lane."""
     return {"TOP_K": top_k, "WIDTH": width, "BLOCK_WIDTH": min(1024, triton.next_power_of_2(width))}
 
 
 def _row_grid(num_rows: int, constants: dict[str, int]) -> tuple[int, int]:
-    return num_rows, triton.cdiv(constants["WIDTH"], constants["BLOCK_WIDTH"])
+    return num_rows, -(-constants["WIDTH"] // constants["BLOCK_WIDTH"])

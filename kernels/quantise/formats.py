@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import cache
 
 import torch
 
@@ -29,7 +30,12 @@ class Scaling(enum.Enum):
     @classmethod
     def of(cls, weight: torch.Tensor, scale: torch.Tensor) -> Scaling:
         """Which format a weight [N, K] has beside these scales."""
-        for scaling in (cls.CHANNELS, cls.BLOCKS):
-            if scale.shape == scaling.weight_shape(*weight.shape):
-                return scaling
-        raise AssertionError(f"scales {list(scale.shape)} of a weight {list(weight.shape)}")
+        return _scaling_of(weight.shape, scale.shape)
+
+
+@cache
+def _scaling_of(weight: torch.Size, scale: torch.Size) -> Scaling:
+    for scaling in (Scaling.CHANNELS, Scaling.BLOCKS):
+        if scale == scaling.weight_shape(*weight):
+            return scaling
+    raise AssertionError(f"scales {list(scale)} of a weight {list(weight)}")

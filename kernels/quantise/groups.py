@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import triton
 import triton.language as tl
 
@@ -29,6 +31,7 @@ def in_units(values: tl.tensor, scales: tl.tensor) -> tl.tensor:
     return tl.div_rn(values, tl.broadcast_to(scales[:, None], values.shape)).to(tl.float8e4nv)
 
 
+@cache
 def num_scales(width: int, scaling: Scaling) -> int:
     """Scales of a row of activations; none where nothing is quantised."""
     if scaling is Scaling.NONE:

@@ -6,16 +6,20 @@ FLOP: about 3 * T * K. A row's answer depends on nothing but the row.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
 
+@launched
 @triton.jit
 def quantise_kernel(
     x: tl.tensor,
@@ -60,6 +64,7 @@ def quantise(x: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Ten
     return values, scales
 
 
+@cache
 def constants(width: int, scaling: Scaling) -> dict[str, int | float]:
     """The constants that `quantise_kernel` is compiled with."""
     return {
@@ -71,6 +76,7 @@ def constants(width: int, scaling: Scaling) -> dict[str, int | float]:
     }
 
 
+@cache
 def options(width: int) -> dict[str, int | bool]:
     """How a row of this width is launched: sixteen bytes of bf16 a lane at least, eight warps at most."""
     return launch_options(min(8, max(1, triton.next_power_of_2(width) // 256)))

@@ -8,16 +8,20 @@ A row's sums run in one order whatever the batch.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
 
+@launched
 @triton.jit
 def rms_norm_kernel(
     residual: tl.tensor,
@@ -84,6 +88,7 @@ def rms_norm_quantised(
     return out, scales
 
 
+@cache
 def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | float | bool]:
     """What `rms_norm_kernel` is compiled with."""
     return {
@@ -96,6 +101,7 @@ def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | flo
     }
 
 
+@cache
 def options(width: int) -> dict[str, int | bool]:
     """How a row is launched: sixteen bytes of bf16 a lane at least, sixteen warps at most."""
     return launch_options(min(16, max(1, triton.next_power_of_2(width) // 256)))

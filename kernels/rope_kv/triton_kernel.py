@@ -7,11 +7,14 @@ R * 4 of angles a program; an FP8 cache takes half of what is written into it. F
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous, release_next
 from kernels.paged_attention import KVLayer
 
@@ -19,6 +22,7 @@ BLOCK_HEADS = 8  # heads of a program: five programs a row of 32 + 2 * 4 heads
 OPTIONS = launch_options(num_warps=8)  # a warp a head: sums need no shared memory
 
 
+@launched
 @triton.jit
 def qk_norm_rope_kv_kernel(
     qkv: tl.tensor,
@@ -122,7 +126,7 @@ def qk_norm_rope_kv(
     num_rows, num_heads = qkv.shape[0], qkv.shape[1] // kv.head_dim
     query = qkv.new_empty(num_rows, num_heads - 2 * kv.num_kv_heads, kv.head_dim)
     if num_rows:
-        qk_norm_rope_kv_kernel[(num_rows, triton.cdiv(num_heads, BLOCK_HEADS))](
+        qk_norm_rope_kv_kernel[(num_rows, -(-num_heads // BLOCK_HEADS))](
             *(qkv, qkv if query_weight is None else query_weight, qkv if key_weight is None else key_weight),
             *(cos_sin, positions, slots, kv.key, kv.value),
             *(cos_sin if scale is None else scale for scale in (kv.key_scale, kv.value_scale)),
@@ -135,15 +139,24 @@ def qk_norm_rope_kv(
 
 def constants(num_heads: int, kv: KVLayer, rotary: int, has_norms: tuple[bool, bool]) -> dict[str, int | bool]:
     """What the kernel is compiled with; `num_heads` counts all of Q, K and V."""
+    cache_shape = (kv.num_kv_heads, kv.head_dim, kv.block_size)
+    return _constants(num_heads, cache_shape, rotary, has_norms, kv.key_scale is not None)
+
+
+@cache
+def _constants(
+    num_heads: int, cache_shape: tuple[int, int, int], rotary: int, has_norms: tuple[bool, bool], is_scaled: bool
+) -> dict[str, int | bool]:
+    num_kv_heads, head_dim, block_size = cache_shape
     return {
-        "HEADS": num_heads - 2 * kv.num_kv_heads,
-        "KV_HEADS": kv.num_kv_heads,
-        "DIM": kv.head_dim,
-        "DIM_POW2": triton.next_power_of_2(kv.head_dim),
+        "HEADS": num_heads - 2 * num_kv_heads,
+        "KV_HEADS": num_kv_heads,
+        "DIM": head_dim,
+        "DIM_POW2": triton.next_power_of_2(head_dim),
         "ROTARY": rotary,
-        "BLOCK_SIZE": kv.block_size,
+        "BLOCK_SIZE": block_size,
         "BLOCK_HEADS": BLOCK_HEADS,
         "NORM_QUERY": has_norms[0],
         "NORM_KEY": has_norms[1],
-        "SCALED": kv.key_scale is not None,
+        "SCALED": is_scaled,
     }

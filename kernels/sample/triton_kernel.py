@@ -12,6 +12,7 @@ datasheet); at few rows it is the rate at which one SM reads L2 that counts.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch_options
+from kernels.launched import launched
 from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def _key(logits: tl.tensor, ids: tl.tensor) -> tl.tensor:
     return (ordered.to(tl.int64) << 20) | (0xFFFFF - ids).to(tl.int64)
 
 
+@launched
 @triton.jit
 def candidates_kernel(
     logits: tl.tensor,
@@ -260,6 +263,7 @@ def _draw_by_rank(
     return 0xFFFFF - (drawn & 0xFFFFF).to(tl.int32)
 
 
+@launched
 @triton.jit
 def draw_kernel(
     logits: tl.tensor,
@@ -301,6 +305,7 @@ def draw_kernel(
     tl.store(ids + row, token.to(tl.int64))
 
 
+@launched
 @triton.jit
 def accept_kernel(
     token_ids: tl.tensor, draft_ids: tl.tensor, row_starts: tl.tensor, accepted: tl.tensor, AT_ONCE: tl.constexpr
@@ -348,6 +353,7 @@ def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: 
     return accepted
 
 
+@cache
 def draw_constants(vocab_size: int) -> dict[str, int]:
     """What `candidates_kernel` and `draw_kernel` are compiled with."""
     assert vocab_size < 1 << 20, f"{vocab_size} tokens: a key has twenty bits for the id"
