@@ -14,7 +14,7 @@ import triton.language as tl
 
 from kernels.launched import launched
 from kernels.linear.tiles import Tile
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 
@@ -71,7 +71,6 @@ def quantising_down_kernel(
         block_scale = tl.load(weight_scale_at + tl.minimum(step + 1, NUM_SCALES - 1))  # no product waits for it
     is_wanted = exists & (outs < HIDDEN)[None, :]
     out_at = out + row.to(tl.int64)[:, None] * HIDDEN + outs[None, :]
-    release_next()
     tl.store(out_at, tl.trans(sums).to(out.dtype.element_ty), mask=is_wanted)
 
 

@@ -21,7 +21,7 @@ from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile,
 from kernels.launched import launched
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.permute import RowOrder
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
@@ -95,7 +95,6 @@ def gate_up_kernel(
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
-    release_next()
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
@@ -146,7 +145,6 @@ def down_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
-    release_next()
     tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 

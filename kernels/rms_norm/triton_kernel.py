@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernels.launch import launch_options
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -60,7 +60,6 @@ def rms_norm_kernel(
     rstd = tl.rsqrt(tl.sum(tl.sum(wide * wide, 1), 0) / WIDTH + eps)
     # The model's definition rounds before the product with the weight, and once more after it.
     normed = (gain.to(tl.float32) * (wide * rstd).to(value.dtype).to(tl.float32)).to(value.dtype)
-    release_next()
     if NUM_SCALES:
         exact = tl.where(exists, normed.to(tl.float32), 0.0)
         scale = group_scales(exact, NUM_SCALES == 1, SMALLEST_PEAK, LARGEST)
