@@ -19,6 +19,7 @@ from kernels.grouped_swiglu.quantising_down import quantising_down_constants, qu
 from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import defers_scales, down_tile, gate_up_tile, quantising_down_tile, rows_per_tile
 from kernels.launched import launched
+from kernels.linear import Fp8Rows
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
@@ -155,12 +156,14 @@ def grouped_swiglu(
     down: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     order: RowOrder | None = None,
+    quantised: Fp8Rows | None = None,
 ) -> torch.Tensor:
     """Rows [R, H] sorted by expert -> [R, H] of the same dtype; gate_up [E, 2, I, H], down [E, H, I].
 
     With `order` rows are [T, H], whose R copies it sorts.
     With `scales` of gate_up and of down the weights are e4m3, and rows are quantised on the way. Block-wise they are
-    [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1].
+    [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1]. `quantised`:
+    what the rows were quantised to already.
     """
     num_experts, _, inner_size, hidden = gate_up.shape
     num_rows = len(rows if order is None else order.sources)
@@ -174,7 +177,7 @@ def grouped_swiglu(
     is_mapped = order is not None and order.tile_rows == block_rows
     tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
-    x, x_scale = _quantised(rows, scaling)
+    x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
     has_deferred_scales = defers_scales(len(tiles), block_rows, inner_size, scaling)
     inner_dtype = torch.float32 if has_deferred_scales else x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
