@@ -26,7 +26,8 @@ from model.kv_cache import KVCache
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, num_draft_passes
 from scheduler.request import DraftMethod, SamplingParams
 
-_SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.8, top_p=0.95, ignore_eos=True)
+# Random weights score all tokens about alike; cooled so far, few are likely, as with a trained model.
+_SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.05, top_p=0.95, ignore_eos=True)
 
 
 class WholeSteps:
