@@ -30,6 +30,7 @@ from engine.graphs.region import Drafting
 from engine.graphs.runner import GraphRunner
 from engine.graphs.steps import StepWorld
 from engine.model_runner import ModelRunner
+from engine.runner import nothing_foreseen
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
@@ -66,7 +67,7 @@ class Rounds:
 
 def measure(model_dir: Path, batch: int, num_drafts: int, num_rounds: int, *, is_ahead: bool) -> Rounds:
     """Rounds of so many sequences, all of which go on for as long."""
-    engine, runner = _engine(model_dir, batch, num_drafts, num_rounds, is_ahead=is_ahead)
+    engine, runner = _engine(model_dir, batch, num_drafts, num_rounds)
     for number in range(batch):
         prompt = tuple((7 * number + at) % 1000 for at in range(PROMPT))
         sampling = SamplingParams(max_tokens=1 << 20, temperature=0.8, top_p=0.95, seed=number, ignore_eos=True)
@@ -78,7 +79,7 @@ def measure(model_dir: Path, batch: int, num_drafts: int, num_rounds: int, *, is
         begin_s = time.perf_counter()
         plan = engine.plan()
         planned_s = time.perf_counter()
-        result = engine.run(plan)
+        result = engine.run(plan, None if is_ahead else nothing_foreseen)
         ran_s = time.perf_counter()
         deltas = engine.commit(plan, result)
         end_s = time.perf_counter()
@@ -91,9 +92,7 @@ def measure(model_dir: Path, batch: int, num_drafts: int, num_rounds: int, *, is
     )
 
 
-def _engine(
-    model_dir: Path, batch: int, num_drafts: int, num_rounds: int, *, is_ahead: bool
-) -> tuple[Engine, GraphRunner]:
+def _engine(model_dir: Path, batch: int, num_drafts: int, num_rounds: int) -> tuple[Engine, GraphRunner]:
     """The demo model, whose head drafts so many tokens, in one bucket."""
     speculation = SpeculationConfig(method=DraftMethod.EAGLE3, max_drafts=num_drafts, adaptive=False)
     config, shape = EngineConfig(model_dir=str(model_dir), speculation=speculation), ModelConfig.from_dir(model_dir)
@@ -110,7 +109,7 @@ def _engine(
         kv=kv,
         drafting=Drafting(model=draft_model, kv=drafter.kv),
         device=CPU,
-        is_alone=is_ahead,
+        is_alone=True,
         table_width=table_width,
         max_drafts=num_drafts,
     )

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -98,7 +99,7 @@ def build(options: argparse.Namespace, drafts: int) -> Engine:
         EngineConfig(
             model_dir=str(options.model),
             precision=Precision(options.dtype),
-            max_sequences=max(BATCHES),
+            max_sequences=max(options.batches),
             max_context=1024,
             speculation=speculation,
             prefix_cache=False,
@@ -155,10 +156,10 @@ class ClosedLoop:
 def measure(options: argparse.Namespace, console: Console) -> list[Cell]:
     """Every cell."""
     prompts = read_prompts(options.prompts, options.model)
-    engines = {drafts: build(options, drafts) for drafts in (*FIXED, ADAPTIVE, AGAIN)}
+    engines = {drafts: build(options, drafts) for drafts in (0, *sorted({*options.drafts} - {0}))}
     cells = []
     for text in TEXTS:
-        for batch in BATCHES:
+        for batch in options.batches:
             loops = {drafts: ClosedLoop(engine, prompts, batch, text) for drafts, engine in engines.items()}
             for loop in loops.values():
                 loop.turn(options.warm_up)
@@ -217,7 +218,7 @@ def table(cells: list[Cell]) -> Table:
             + (f" tau {c.tau:.2f}" if c.tau else "")
             for c in row.values()
         ]
-        shown.add_row(text, str(batch), *entries, f"{row[ADAPTIVE].gain / best:.3f}")
+        shown.add_row(text, str(batch), *entries, f"{row[ADAPTIVE].gain / best:.3f}" if ADAPTIVE in row else "")
     return shown
 
 
@@ -231,12 +232,16 @@ def main() -> None:
     parser.add_argument("--dtype", choices=[p.value for p in Precision], default=Precision.BF16.value)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each setting in each cell")
     parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before, of each setting in each cell")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="sequences at once")
+    parser.add_argument(
+        "--drafts", type=int, nargs="+", default=(*FIXED, ADAPTIVE, AGAIN), help="at a time; -1: adaptive, -2: 0 again"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     console = Console(width=200)
     cells = measure(options, console)
     report = {
-        "machine": machine(),
+        "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "model": options.model.name,
         "method": options.method,
         "dtype": options.dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.runner import Runner
+from engine.runner import Foresight, Runner
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import FinishReason, Request, SchedulerStats, TokenDelta
 from scheduler.scheduler import Scheduler
@@ -41,18 +41,36 @@ class Engine:
         return deltas
 
     def plan(self) -> StepPlan:
-        """Choose what the next step computes; `execute` or `run` and `commit` must follow before the next plan."""
+        """Choose what the next step computes; `execute` or `run` and `commit` must follow before the next plan.
+
+        A step that the group has launched already (`is_launched`) holds nothing that was not foreseen: that waits.
+        """
         plan = self._scheduler.plan()
+        if (launched := self._runner.under_way(plan)) is not None:
+            return launched
         shape = self._runner.shape(plan)
         return plan if shape is None else replace(plan, shape=shape)
 
-    def execute(self, plan: StepPlan) -> list[TokenDelta]:
-        """Compute a planned step. A plan without sequences is valid: it takes part in the group's collectives."""
-        return self.commit(plan, self.run(plan))
+    def is_steady(self, plan: StepPlan) -> bool:
+        """Whether the step after a planned one may be certain while that one runs."""
+        return plan.shape is not None and self._scheduler.is_steady(plan)
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Compute the rows of a plan. Meanwhile the device may be given what is certain of the next one."""
-        return self._runner.run(plan, lambda: self._scheduler.foresee(plan))
+    def foresee(self, plan: StepPlan) -> StepPlan | None:
+        """The step after a planned one, before its tokens are known; None unless it is certain and has a shape."""
+        coming = self._scheduler.foresee(plan)
+        shape = None if coming is None else self._runner.shape(coming)
+        return None if coming is None or shape is None else replace(coming, shape=shape)
+
+    def execute(self, plan: StepPlan, foresee: Foresight | None = None) -> list[TokenDelta]:
+        """Compute a planned step. A plan without sequences is valid: it takes part in the group's collectives."""
+        return self.commit(plan, self.run(plan, foresee))
+
+    def run(self, plan: StepPlan, foresee: Foresight | None = None) -> StepResult:
+        """Compute the rows of a plan. Meanwhile the device may be given the next step, if it is certain.
+
+        A group must agree on that one: its ranks bring their own `foresee`.
+        """
+        return self._runner.run(plan, foresee or (lambda: self.foresee(plan)))
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Take over the results of a plan."""

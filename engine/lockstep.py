@@ -30,6 +30,7 @@ class StepNeeds:
     num_draft_passes: int = 0  # of the draft model, which may have collectives of its own
     num_collectives: int = 0  # made in all steps so far, where they are counted
     shape: StepShape | None = None  # the room it takes where it may be padded; None: it runs as it is
+    is_steady: bool = False  # the step after this one may be certain while this one runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class GroupStep:
     is_leaving: bool  # any rank: then all stop, without running the step
     num_draft_passes: int = 0  # the most of any rank: what all run
     shape: StepShape | None = None  # that holds the step of every rank; None where one of them runs as it is
+    is_steady: bool = False  # on all ranks: they agree on the next step while this one runs
 
 
 class Lockstep(Protocol):
@@ -73,6 +75,7 @@ class LocalLockstep:
             is_leaving=needs.is_leaving,
             num_draft_passes=needs.num_draft_passes,
             shape=needs.shape,
+            is_steady=needs.is_steady,
         )
 
     def sleep(self) -> None:
@@ -98,7 +101,7 @@ class GroupLockstep:
         self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
         self._epoch = epoch
         self._group = group
-        self._gathered = [torch.zeros(8, dtype=torch.int64) for _ in range(group.size())]
+        self._gathered = [torch.zeros(9, dtype=torch.int64) for _ in range(group.size())]
         self._lock = threading.Lock()
         self._num_sleeps = 0
         self._is_asleep = False
@@ -110,10 +113,11 @@ class GroupLockstep:
             *(needs.num_rows, int(needs.has_work), int(needs.is_leaving)),
             *(needs.num_steps, needs.num_draft_passes, needs.num_collectives),
             *((-1, -1) if needs.shape is None else (needs.shape.num_sequences, needs.shape.most_rows)),
+            int(needs.is_steady),
         ]
         self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
-        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives, num_sequences, most_rows = zip(
-            *(t.tolist() for t in self._gathered), strict=True
+        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives, num_sequences, most_rows, is_steady = (
+            zip(*(t.tolist() for t in self._gathered), strict=True)
         )
         assert len(set(num_steps)) == 1, f"ranks ran different numbers of steps: {num_steps}"
         assert len(set(num_collectives)) == 1, f"ranks made different numbers of collectives: {num_collectives}"
@@ -123,6 +127,7 @@ class GroupLockstep:
             is_leaving=any(is_leaving),
             num_draft_passes=max(num_passes),
             shape=None if min(most_rows) < 0 else StepShape(num_sequences=max(num_sequences), most_rows=max(most_rows)),
+            is_steady=all(is_steady),
         )
 
     def sleep(self) -> None:

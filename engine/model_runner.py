@@ -13,7 +13,7 @@ from engine.config import SpeculationConfig
 from engine.drafters.chain import ChainDrafter
 from engine.drafters.ngram import with_look_ups
 from engine.results import results_from_logits
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from model.bailing import BailingModel
 from model.batch import Batch, ModelOutput
 from model.kv_cache import KVCache
@@ -41,8 +41,12 @@ class ModelRunner:
         """See `engine.runner.Runner`: every step runs as it is."""
         return None
 
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        """See `engine.runner.Runner`."""
+        return None
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         """See `engine.runner.Runner`."""
         begin_s = time.perf_counter()
         batch = build_batch(plan, self._kv.block_size, self._device)

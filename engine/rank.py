@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.engine import Engine
-from engine.lockstep import Lockstep, StepNeeds
+from engine.lockstep import GroupStep, Lockstep, StepNeeds
 from engine.outbox import Outbox
-from scheduler.plan import StepResult
+from engine.runner import nothing_foreseen
+from scheduler.plan import StepPlan, StepResult
 from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 
 _log = logging.getLogger(__name__)
@@ -143,32 +144,47 @@ class Rank:
     def _turn(self) -> bool:
         """One step, or one sleep. False when the group stops."""
         refusals = self._empty_inbox()
-        plan = self._engine.plan()
-        agreed = self._lockstep.agree(
+        plan, is_steady = self._engine.plan(), True
+        if not plan.is_launched:
+            agreed = self._agree(plan, has_work=self._engine.has_work, is_steady=self._engine.is_steady(plan))
+            if agreed.is_leaving:
+                return False
+            if not agreed.has_work:
+                deltas = self._engine.commit(plan, StepResult(step_id=plan.step_id, sequences=()))
+                self._publish(refusals + deltas)
+                self._engine.check_integrity()
+                self._lockstep.sleep()
+                return True
+            plan, is_steady = _as_agreed(plan, agreed), agreed.is_steady
+        deltas = self._engine.execute(plan, (lambda: self._foresee(plan)) if is_steady else nothing_foreseen)
+        self._num_steps += 1
+        self._publish(refusals + deltas)
+        return True
+
+    def _foresee(self, plan: StepPlan) -> StepPlan | None:
+        """The step after a planned one, which runs now, as the group agrees on it; None unless all of it is certain.
+
+        Then all ranks launch it behind the present one. What comes to any of them meanwhile waits for the step after
+        it; where something has come already, they agree as ever when the present one is done.
+        """
+        coming = None if self._inbox or self._is_stopping else self._engine.foresee(plan)
+        needs = coming or StepPlan(step_id=plan.step_id + 1, sequences=(), num_rows=0)
+        agreed = self._agree(needs, has_work=needs.num_rows > 0, is_steady=coming is not None)
+        return _as_agreed(needs, agreed) if agreed.is_steady and agreed.has_work else None
+
+    def _agree(self, plan: StepPlan, *, has_work: bool, is_steady: bool) -> GroupStep:
+        return self._lockstep.agree(
             StepNeeds(
                 num_rows=plan.num_rows,
-                has_work=self._engine.has_work,
+                has_work=has_work,
                 is_leaving=self._is_stopping,
                 num_steps=self._num_steps,
                 num_draft_passes=plan.num_draft_passes,
                 num_collectives=self._num_collectives(),
                 shape=plan.shape,
+                is_steady=is_steady,
             )
         )
-        if agreed.is_leaving:
-            return False
-        if agreed.has_work:
-            if (agreed.num_draft_passes, agreed.shape) != (plan.num_draft_passes, plan.shape):
-                plan = dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes, shape=agreed.shape)
-            deltas = self._engine.execute(plan)
-            self._num_steps += 1
-            self._publish(refusals + deltas)
-        else:
-            deltas = self._engine.commit(plan, StepResult(step_id=plan.step_id, sequences=()))
-            self._publish(refusals + deltas)
-            self._engine.check_integrity()
-            self._lockstep.sleep()
-        return True
 
     def _empty_inbox(self) -> list[TokenDelta]:
         """Pass on what arrived, in order; returns the endings of refused requests."""
@@ -191,6 +207,13 @@ class Rank:
             self._stats = self._engine.stats()
             self._num_tokens += sum(len(delta.token_ids) for delta in deltas)
         self._outbox.put(deltas)
+
+
+def _as_agreed(plan: StepPlan, agreed: GroupStep) -> StepPlan:
+    """The step as the whole group runs it."""
+    if (agreed.num_draft_passes, agreed.shape) == (plan.num_draft_passes, plan.shape):
+        return plan
+    return dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes, shape=agreed.shape)
 
 
 def _refused(request: Request, refusal: RequestRefused | QueueFull) -> list[TokenDelta]:

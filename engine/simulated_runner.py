@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
@@ -144,7 +144,11 @@ class SimulatedRunner:
         """See `engine.runner.Runner`."""
         return None
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        """See `engine.runner.Runner`."""
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         """Compute the rows of a plan. Raises StaleKV."""
         if self._on_step is not None:
             self._on_step(plan)

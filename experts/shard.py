@@ -16,6 +16,7 @@ from kernels.grouped_swiglu import (
     fill_fp8_expert,
     grouped_swiglu,
 )
+from kernels.linear import Fp8Rows
 from kernels.permute import RowOrder
 from kernels.quantise.formats import Scaling
 
@@ -26,6 +27,7 @@ class ExpertShard:
     def __init__(self, packed: PackedExperts, num_experts: int) -> None:
         self._packed = packed
         self.num_experts = num_experts
+        self.scaling = packed.scaling  # the format that the products read rows in
 
     @classmethod
     def allocate(
@@ -50,9 +52,15 @@ class ExpertShard:
         """Store the FP8 expert at a local index: gate, up, down and their scales."""
         fill_fp8_expert(self._packed, index, weights, scales)
 
-    def __call__(self, rows: torch.Tensor, counts: torch.Tensor, order: RowOrder | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        counts: torch.Tensor,
+        order: RowOrder | None = None,
+        quantised: Fp8Rows | None = None,
+    ) -> torch.Tensor:
         """Run rows [R, H], sorted by local expert, `counts` [local experts] int32 of each; returns [R, H].
 
-        With `order` rows are any [T, H], whose R copies it sorts.
+        With `order`, rows are [T, H], whose copies it sorts. `quantised`: what the rows are in the format of `scaling`.
         """
-        return grouped_swiglu(rows, counts, self._packed, order)
+        return grouped_swiglu(rows, counts, self._packed, order, quantised)

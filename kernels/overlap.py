@@ -14,20 +14,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 _IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
-_EARLY = tl.constexpr(True)
-
-
 @triton.jit
 def await_previous() -> None:
     """Wait until all that was launched earlier has ended and is visible; the next kernel may begin to wait, too."""
     if _IS_COMPILED:
         gdc_wait()
-        if _EARLY:
-            gdc_launch_dependents()
-
-
-@triton.jit
-def release_next() -> None:
-    """The next kernel may begin to wait for this one's end."""
-    if _IS_COMPILED and not _EARLY:
         gdc_launch_dependents()

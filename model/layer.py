@@ -32,4 +32,5 @@ class DecoderLayer:
     ) -> torch.Tensor:
         """From the input-normed rows to what is to be added to `residual`, all [T, H]; attention is added here."""
         attended = self.attention(normed, batch, kv)
-        return self.ffn(self.post_attention_norm.after_add(residual, attended), batch.is_live)
+        rows, quantised = self.post_attention_norm.after_add_and_quantised(residual, attended, self.ffn.scaling)
+        return self.ffn(rows, batch.is_live, quantised)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from experts.shard import ExpertShard
+from kernels.linear import Fp8Rows
+from kernels.quantise.formats import Scaling
 from model.side_stream import SideStream
 from router.dispatch import Dispatcher
 from router.gate import Gate
@@ -18,10 +20,17 @@ class DenseFfn:
 
     shard: ExpertShard  # of a single expert
 
-    def __call__(self, hidden: torch.Tensor, is_live: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden [T, H] -> [T, H], padding as any other row."""
+    @property
+    def scaling(self) -> Scaling:
+        """The format that its products read rows in."""
+        return self.shard.scaling
+
+    def __call__(
+        self, hidden: torch.Tensor, is_live: torch.Tensor | None = None, quantised: Fp8Rows | None = None
+    ) -> torch.Tensor:
+        """Hidden [T, H], perhaps with what it is quantised to -> [T, H], padding as any other row."""
         counts = torch.full((1,), hidden.shape[0], dtype=torch.int32, device=hidden.device)
-        return self.shard(hidden, counts)
+        return self.shard(hidden, counts, quantised=quantised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +43,26 @@ class MoeLayer:
     shared: DenseFfn
     beside: SideStream  # the shared expert needs no exchange, and few of a device's processors at a time
 
-    def __call__(self, hidden: torch.Tensor, is_live: torch.Tensor | None = None) -> torch.Tensor:
+    @property
+    def scaling(self) -> Scaling:
+        """The format that the products of all experts read rows in, where it is one."""
+        return self.shared.scaling if self.shared.scaling is self.shard.scaling else Scaling.NONE
+
+    def __call__(
+        self, hidden: torch.Tensor, is_live: torch.Tensor | None = None, quantised: Fp8Rows | None = None
+    ) -> torch.Tensor:
         """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too.
 
-        `is_live` [T] is given where every rank brings equally many rows: those that are no padding.
+        `is_live` [T] is given where every rank brings equally many rows: those that are no padding. `quantised`: what
+        hidden is in the format of `scaling`.
         """
         with self.beside.fork():
-            shared = self.shared(hidden)
+            shared = self.shared(hidden, quantised=quantised)
         choice = self.gate(hidden)
         if is_live is not None:
             choice = choice.of_live(is_live)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
-        rows = self.shard(rows, handle.counts, handle.order)
+        # Rows that travelled are quantised where they arrived.
+        rows = self.shard(rows, handle.counts, handle.order, quantised if rows is hidden else None)
         self.beside.join()
         return self.dispatcher.combine(rows, handle, shared)

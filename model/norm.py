@@ -8,7 +8,7 @@ import torch
 
 from kernels.linear import Fp8Rows
 from kernels.quantise.formats import Scaling
-from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_quantised
+from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_both, rms_norm_quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,15 @@ class RmsNorm:
     def after_add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add x into `residual` in place, both [T, H], and return the normalised sum."""
         return add_rms_norm(residual, x, self.weight, self.eps)
+
+    def after_add_and_quantised(
+        self, residual: torch.Tensor, x: torch.Tensor, scaling: Scaling
+    ) -> tuple[torch.Tensor, Fp8Rows | None]:
+        """As `after_add`, and what a product of this format reads of it, where that is something else."""
+        if scaling is Scaling.NONE:
+            return self.after_add(residual, x), None
+        normed, *quantised = rms_norm_both(residual, x, self.weight, self.eps, scaling)
+        return normed, Fp8Rows(*quantised)
 
     def quantised(
         self, x: torch.Tensor, scaling: Scaling, residual: torch.Tensor | None = None

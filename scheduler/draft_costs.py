@@ -145,7 +145,7 @@ class DraftCosts:
         self._model.observe(step.num_rows, step.model_s / self._pace, count)
         if step.num_followed:
             self._extend.observe(step.num_followed, step.extend_s / self._pace, count)
-        if step.num_passes:
+        if step.num_passes and step.num_further:  # else the passes were for sequences of other ranks alone
             pass_s = step.draft_s / step.num_passes
             self._pass.observe(step.num_further / step.num_passes, pass_s / self._pace, count)
         self._num_prompt_rows = self._num_prompt_rows * _PROMPT_DECAY + step.num_prompt_rows

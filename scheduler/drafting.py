@@ -137,13 +137,11 @@ class DraftPlanner:
         return max(0, min(wanted, self._tables.reserve(sequence, known + wanted, num_spare) - known))
 
     def foresee(self, sequence: Sequence, planned: SequencePlan, num_others: int) -> Foreseen | None:
-        """The next step of a sequence whose present one is planned; None where that is not certain.
+        """The next step of a sequence whose present one is steady; None where that is not certain.
 
         A draft model proposes as many as it is asked for, and all of them are verified. For drafts no blocks are taken
         that `num_others` sequences might need.
         """
-        if planned.draft_method is DraftMethod.NGRAM:  # nobody knows how many it finds
-            return None
         num_drafts, num_proposals, is_sample = planned.num_proposals, 0, False
         # At most so many tokens are known by then, all drafts of the present step included.
         most_known = len(sequence.tokens) + planned.num_logit_rows

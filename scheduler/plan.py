@@ -69,6 +69,7 @@ class StepPlan:
     num_rows: int
     num_draft_passes: int = 0
     shape: StepShape | None = None  # what the group agreed on, at least as large as needed here; None: rows as they are
+    is_launched: bool = False  # the group agreed on it and launched it before it was planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from scheduler.block_tables import BlockTables
 from scheduler.drafting import DraftPlanner
-from scheduler.foresight import foreseen_rows
+from scheduler.foresight import foreseen_step, is_steady
 from scheduler.limits import SchedulerConfig, refuse_impossible
 from scheduler.live_requests import LiveRequest, LiveRequests
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes, num_draft_passes
@@ -100,7 +100,10 @@ class Scheduler:
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
-        """Take over what the planned step yielded, and hand out what there is to tell since the last commit."""
+        """Take over what the planned step yielded, and hand out what there is to tell since the last commit.
+
+        Sequences that were planned and are left out of `plan` here did not run: they are planned again.
+        """
         assert plan.step_id == self._num_steps, f"step {plan.step_id} is committed, {self._num_steps} was planned last"
         assert result.step_id == plan.step_id, f"result of step {result.step_id} for step {plan.step_id}"
         now_s = self._clock()
@@ -115,16 +118,18 @@ class Scheduler:
             self._drafting.end_step(plan, result, self._planning_s + self._clock() - now_s)
         return deltas
 
-    def foresee(self, plan: StepPlan) -> tuple[SequencePlan, ...]:
-        """The rows of the step after a planned one, before its tokens are known; none unless all of them are certain.
+    def is_steady(self, plan: StepPlan) -> bool:
+        """Whether the step after a planned one can be foreseen, unless blocks, rows or the context run out."""
+        return is_steady(plan, self._live)
 
-        They are where every sequence decodes, nothing is looked up and nobody waits. Their tokens are `UNKNOWN_TOKEN`:
-        those that the planned step chooses and drafts. A sequence that turns out to end with it has no row in the next
-        plan, and one that comes meanwhile has rows there that were not foreseen. Takes the blocks that the rows need.
+    def foresee(self, plan: StepPlan) -> StepPlan | None:
+        """The step after a planned one, before its tokens are known; None unless all of it is certain.
+
+        Its tokens are `UNKNOWN_TOKEN`: those that the planned step chooses and drafts. A sequence that turns out to end
+        with it has no row in the next plan, and one that comes meanwhile has rows there that were not foreseen. Takes
+        the blocks that the rows need.
         """
-        if self._live.waiting or len(plan.sequences) < len(self._live.running):
-            return ()
-        return foreseen_rows(plan, self._in_flight, self._drafting, self._config)
+        return foreseen_step(plan, self._in_flight, self._drafting, self._config) if self.is_steady(plan) else None
 
     def stats(self) -> SchedulerStats:
         """A snapshot of queues, blocks and drafting."""

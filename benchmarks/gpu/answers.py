@@ -1,4 +1,4 @@
-"""The engine itself on the device: the shipped model's answers beside those of the CPU's plain torch kernels.
+"""The engine itself on the device: the shipped model's answers beside those of the CPU's kernels.
 
 In fp32 the tokens must be the CPU's, with and without graphs and drafts; greedy or drawn with a seed. In bf16 speeds
 and the share of equal tokens are told: another order of sums decides ties otherwise.
@@ -11,8 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from benchmarks.gpu.clock import as_in_a_rank
 from benchmarks.gpu.session import Figures, Session
 from engine.build import build_engine
 from engine.config import EngineConfig, GraphConfig, GraphUse, KernelChoice, Precision, SpeculationConfig
@@ -38,8 +37,8 @@ def check_answers(session: Session) -> Figures:
     exact = dataclasses.replace(base, precision=Precision.FP32)
     eager = dataclasses.replace(exact, graphs=GraphConfig(use=GraphUse.OFF))
     requests = _requests(session)
-    reference = dataclasses.replace(eager, device="cpu", kernels=KernelChoice.TORCH)
-    with torch.device("cpu"):
+    reference = dataclasses.replace(eager, device="cpu", kernels=KernelChoice.AUTO)
+    with as_in_a_rank():
         wanted = _answers(build_engine(reference), requests)
     fixed = {f"fp32, {method.value}": _drafting(exact, method, adaptive=False) for method in DraftMethod}
     variants = {"fp32, no graphs": eager, **fixed}
@@ -52,10 +51,10 @@ def check_answers(session: Session) -> Figures:
             "bf16, eagle3, adaptive": _drafting(base, DraftMethod.EAGLE3, adaptive=True),
         }
     try:
-        with torch.device("cpu"):  # as in a rank, where nothing changes the default
+        with as_in_a_rank():
             return session.each({n: partial(_variant, config, requests, wanted) for n, config in variants.items()})
     finally:
-        native.use("triton" if session.is_cuda else "auto")
+        native.use("triton")
 
 
 def _graphs(session: Session) -> GraphConfig:

@@ -26,7 +26,8 @@ from model.kv_cache import KVCache
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, num_draft_passes
 from scheduler.request import DraftMethod, SamplingParams
 
-_SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.8, top_p=0.95, ignore_eos=True)
+# Random weights score all tokens about alike; cooled so far, few are likely, as with a trained model.
+_SAMPLING = SamplingParams(max_tokens=1 << 20, temperature=0.05, top_p=0.95, ignore_eos=True)
 
 
 class WholeSteps:
@@ -63,7 +64,7 @@ class WholeSteps:
         tables = [list(range(place * width, (place + 1) * width)) for place in range(num_sequences)]
         tokens = [tuple(self._draw.randrange(self._vocab_size) for _ in range(rows)) for _ in range(num_sequences)]
         plan = _plan(tables, tokens, [context] * num_sequences)
-        shaped = dataclasses.replace(plan, shape=self._recorded.shape(plan))
+        shaped = self._shaped(plan)
         eager, recorded = self._eager.run(plan), self._recorded.run(shaped)
         found: Figures = {
             "ok": [one.token_ids for one in eager.sequences] == [one.token_ids for one in recorded.sequences],
@@ -86,13 +87,21 @@ class WholeSteps:
         starts = [context] * len(tables)
         for number in range(repeats + 1):
             plan = _plan(tables, tokens, starts, num_proposals=len(tokens[0]) - 1)
-            goes_on = is_ahead and number < repeats
-            behind = [start + 1 for start in starts]
-            coming = _plan(tables, unknown, behind, plan.sequences[0].num_proposals).sequences if goes_on else ()
-            shaped = dataclasses.replace(plan, shape=self._recorded.shape(plan))
-            results = self._recorded.run(shaped, partial(tuple, coming)).sequences
+            coming = None
+            if is_ahead and number < repeats:
+                behind = [start + 1 for start in starts]
+                coming = self._shaped(_plan(tables, unknown, behind, plan.sequences[0].num_proposals))
+            results = self._recorded.run(self._shaped(plan), partial(_given, coming)).sequences
             starts = [start + len(one.token_ids) for start, one in zip(starts, results, strict=True)]
             tokens = [(one.token_ids[-1], *one.draft_ids) for one in results]
+
+    def _shaped(self, plan: StepPlan) -> StepPlan:
+        return dataclasses.replace(plan, shape=self._recorded.shape(plan))
+
+
+def _given(coming: StepPlan | None) -> StepPlan | None:
+    """What was foreseen."""
+    return coming
 
 
 def most_positions(context: int, rows: int, repeats: int) -> int:

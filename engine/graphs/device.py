@@ -39,6 +39,10 @@ class StepDevice(Protocol):
         """Memory of the host, uint8, from and to which the device copies by itself."""
         ...
 
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Ask for a copy between such memory and the device's, behind all that was asked for so far."""
+        ...
+
     def mark(self) -> Mark:
         """The end of what was asked for so far."""
         ...
@@ -69,6 +73,10 @@ class HostSteps:
     def host_memory(self, num_bytes: int) -> torch.Tensor:
         """See `StepDevice`."""
         return torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """See `StepDevice`."""
+        target.copy_(source)
 
     def mark(self) -> Mark:
         """See `StepDevice`."""
@@ -114,6 +122,10 @@ class CudaSteps:
     def host_memory(self, num_bytes: int) -> torch.Tensor:
         """See `StepDevice`."""
         return torch.zeros(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """See `StepDevice`."""
+        target.copy_(source, non_blocking=True)
 
     def mark(self) -> Mark:
         """See `StepDevice`."""

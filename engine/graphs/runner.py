@@ -18,16 +18,16 @@ from engine.graphs.inputs import StepOutputs
 from engine.graphs.points import Points
 from engine.graphs.shape import shape_of
 from engine.graphs.steps import BucketSteps, Launched, StepWorld
-from engine.runner import Foresight, Runner
+from engine.runner import Foresight, Runner, nothing_foreseen
 from model.sampling import no_finite_logits
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes, num_draft_passes
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 
 
 class GraphRunner:
     """Records all buckets when it is made, which every rank of a group does at the same time.
 
-    `eager` runs what no bucket holds, and a step without rows where no other rank takes part in it. A rank that is
-    alone goes on with what is certain of the next step while the host takes in the present one.
+    `eager` runs what no bucket holds, and a step without rows where no other rank takes part in it. Where the next step
+    is certain, on all ranks of a group, the device goes on with it while the host takes in the present one.
     """
 
     def __init__(
@@ -49,19 +49,26 @@ class GraphRunner:
         """See `engine.runner.Runner`."""
         if self._is_alone and not plan.sequences:
             return None
-        return shape_of(plan, draws_drafts=self._speculation.draws_drafts)
+        shape = shape_of(plan, draws_drafts=self._speculation.draws_drafts)
+        # What fits on every rank fits together: there is a bucket for each number of sequences with each of rows.
+        return None if shape is None or self._buckets.smallest(shape) is None else shape
 
     def bucket(self, plan: StepPlan) -> Bucket | None:
         """The bucket that a step runs in, if any."""
         return None if plan.shape is None else self._buckets.smallest(plan.shape)
 
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        """See `engine.runner.Runner`."""
+        return None if self._is_alone or self._ahead is None else self._ahead.part_of(plan)
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         """See `engine.runner.Runner`."""
         ahead, self._ahead = self._ahead, None
-        rest = plan.sequences if ahead is None else ahead.rest_of(plan)
-        if ahead is not None and len(rest) < len(plan.sequences):
-            return self._with_the_rest(plan, ahead, rest, foresee)
+        if ahead is not None:
+            rest = () if plan.is_launched else ahead.rest_of(plan)
+            if plan.is_launched or len(rest) < len(plan.sequences):
+                return self._with_the_rest(plan, ahead, rest, foresee)
         bucket = self.bucket(plan)
         if bucket is None:
             return self._eager.run(plan)
@@ -98,15 +105,15 @@ class GraphRunner:
         return StepResult(step_id=plan.step_id, sequences=results, times=times, is_whole=is_whole)
 
     def _go_on(self, plan: StepPlan, launched: Launched, foresee: Foresight) -> None:
-        """While a step runs: ask for what is certain of the next one, and prepare what is not."""
-        coming = foresee() if self._is_alone else ()
-        shape = shape_of(dataclasses.replace(plan, sequences=coming), draws_drafts=self._speculation.draws_drafts)
-        bucket = None if shape is None or not coming else self._buckets.smallest(shape)
-        if bucket is not None:
+        """While a step runs: launch the next one if it is certain, and prepare what comes behind."""
+        coming = foresee()
+        if coming is not None:
+            bucket = self.bucket(coming)
+            assert bucket is not None, f"no bucket holds {coming.shape}"
             places = {planned.sequence_id: place for place, planned in enumerate(launched.sequences)}
-            after = self._steps[bucket].launch(coming, num_draft_passes(coming), self._points, places)
-            self._ahead = Ahead.of(after, plan.sequences, self._block_size)
-        self._points.prepare(coming or plan.sequences)
+            after = self._steps[bucket].launch(coming.sequences, coming.num_draft_passes, self._points, places)
+            self._ahead = Ahead.of(after, coming, plan.sequences, self._block_size)
+        self._points.prepare(plan.sequences if coming is None else coming.sequences)
 
 
 def results_of(sequences: Sequence[SequencePlan], outputs: StepOutputs) -> tuple[SequenceResult, ...]:

@@ -109,7 +109,7 @@ class BucketSteps:
         side.end.wait()
         side.inputs.fill(sequences, points, places)
         begin = self._steps.mark()
-        self._in.copy_(side.input_bytes, non_blocking=True)
+        self._steps.copy(self._in, side.input_bytes)
         self._verify()
         verified = extended = self._steps.mark()
         if num_draft_passes and self._world.drafting is not None:
@@ -117,7 +117,7 @@ class BucketSteps:
             extended = self._steps.mark()
             for _ in range(num_draft_passes - 1):
                 self._draft()
-        side.output_bytes.copy_(self._out, non_blocking=True)
+        self._steps.copy(side.output_bytes, self._out)
         side.end = self._steps.mark()
         return Launched(
             sequences=tuple(sequences),

@@ -19,7 +19,7 @@ import triton.language as tl
 from kernels import native
 from kernels.gate.tiles import GateTile, gate_tile, invariant_tile
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 
 
 @triton.jit
@@ -78,7 +78,6 @@ def partial_logits_kernel(
             w = tl.load(expert_start + at, mask=is_expert & (at < WIDTH), other=0.0)
         total += _product(w, tl.trans(x))
     place = partial + (split.to(tl.int64) * num_rows + row[None, :]) * NUM_EXPERTS + expert[:, None]
-    release_next()
     tl.store(place, total, mask=(row[None, :] < num_rows) & (expert[:, None] < NUM_EXPERTS))
 
 
@@ -119,7 +118,6 @@ def few_partial_logits_kernel(
             products += weights[step] * x.to(tl.float32)
         total = tl.where(row == i, tl.sum(products, 1)[:, None], total)
     is_wanted = (expert < NUM_EXPERTS) & (row < num_rows)
-    release_next()
     tl.store(partial + (split * num_rows + row) * NUM_EXPERTS + expert, total, mask=is_wanted)
 
 

@@ -21,7 +21,7 @@ from kernels.gate.logits import partial_logits
 from kernels.gate.tiles import loads_first
 from kernels.launch import launch_options
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 
 if TYPE_CHECKING:
     from kernels.gate import GateShape
@@ -122,7 +122,6 @@ def choose_kernel(
     chosen_scores = tl.where(slot < TOP_K, tl.gather(scores, chosen, 0), 0.0)
     if NORMALISE:
         chosen_scores = chosen_scores / (tl.sum(chosen_scores, 0) + 1e-20)
-    release_next()
     tl.store(ids + row * TOP_K + slot, chosen // SIZE_POW2 * GROUP_SIZE + chosen % SIZE_POW2, mask=slot < TOP_K)
     tl.store(weights + row * TOP_K + slot, chosen_scores * scale, mask=slot < TOP_K)
 

@@ -11,6 +11,7 @@ import torch
 
 from kernels import native
 from kernels.grouped_swiglu import cpu, reference
+from kernels.linear import Fp8Rows
 from kernels.permute import RowOrder
 from kernels.quantise.formats import Scaling
 
@@ -33,6 +34,13 @@ class PackedExperts:
     dtype: torch.dtype  # of the rows
     is_plain: bool
     scales: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def scaling(self) -> Scaling:
+        """The format that rows are quantised to; of no experts, none."""
+        if self.scales is None or not self.num_experts:
+            return Scaling.NONE
+        return Scaling.of(self.down[0], self.scales[1][0])
 
     @property
     def num_bytes(self) -> int:
@@ -114,14 +122,19 @@ def pack_experts(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> Pa
 
 
 def grouped_swiglu(
-    rows: torch.Tensor, counts: torch.Tensor, experts: PackedExperts, order: RowOrder | None = None
+    rows: torch.Tensor,
+    counts: torch.Tensor,
+    experts: PackedExperts,
+    order: RowOrder | None = None,
+    quantised: Fp8Rows | None = None,
 ) -> torch.Tensor:
     """down(silu(gate x) * up x) of each row's expert.
 
     rows [R, H] of the experts' dtype, sorted by expert, or on a GPU rows [T, H] whose copies `order` sorts; counts [E]
     int32 on the rows' device, R in sum at most: what lies behind is not computed. Returns [R, H]. Sums in fp32, the
     product rounded once to the dtype. Experts without rows are not read. R = 0 is valid.
-    What meets FP8 weights is quantised as their format says, the rows and the products of gate and up (model-spec §4).
+    What meets FP8 weights is quantised as their format says, the rows and the products of gate and up (model-spec §4);
+    `quantised` is what the rows were quantised to, if that was done.
     Source: model-spec §2.5, §2.6. Raises nothing; shapes are asserted.
     """
     assert rows.dim() == 2 and rows.shape[1] == experts.hidden, f"rows are {list(rows.shape)}, H is {experts.hidden}"
@@ -136,7 +149,9 @@ def grouped_swiglu(
     if native.runs_triton(rows):
         from kernels.grouped_swiglu import triton_kernel  # Triton is imported where it runs
 
-        return triton_kernel.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.scales, order)
+        return triton_kernel.grouped_swiglu(
+            *(rows, counts, experts.gate_up, experts.down, experts.scales, order, quantised)
+        )
     assert order is None, "rows that no kernel of a GPU reads lie in order"
     gate, up = experts.gate_up[:, 0], experts.gate_up[:, 1]
     if experts.scales is not None:

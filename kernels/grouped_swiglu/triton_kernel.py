@@ -18,9 +18,10 @@ from kernels import native
 from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.launched import launched
+from kernels.linear import Fp8Rows
 from kernels.linear.product import prefetch, prefetch_span, product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.permute import RowOrder
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
@@ -116,7 +117,6 @@ def gate_up_kernel(
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
-    release_next()
     tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
 
 
@@ -174,7 +174,6 @@ def down_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
-    release_next()
     tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
@@ -185,12 +184,14 @@ def grouped_swiglu(
     down: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     order: RowOrder | None = None,
+    quantised: Fp8Rows | None = None,
 ) -> torch.Tensor:
     """Rows [R, H] sorted by expert -> [R, H] of the same dtype; gate_up [E, 2, I, H], down [E, H, I].
 
     With `order` rows are [T, H], whose R copies it sorts.
     With `scales` of gate_up and of down the weights are e4m3, and rows are quantised on the way. Block-wise they are
-    [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1].
+    [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1]. `quantised`:
+    what the rows were quantised to already.
     """
     num_experts, _, inner_size, hidden = gate_up.shape
     num_rows = len(rows if order is None else order.sources)
@@ -203,7 +204,7 @@ def grouped_swiglu(
         block_rows = INVARIANT_ROWS
     tiles, num_tiles = _tiles(counts, num_rows, block_rows, order)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
-    x, x_scale = _quantised(rows, scaling)
+    x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
     inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
     num_blocks = -(-inner_size // FP8_BLOCK)

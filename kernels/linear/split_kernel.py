@@ -16,7 +16,7 @@ import triton.language as tl
 from kernels.launched import launched
 from kernels.linear.product import prefetch, product
 from kernels.linear.tiles import Tile
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
 
 
@@ -73,7 +73,6 @@ def split_kernel(
     is_wanted = (row < num_rows)[:, None] & (outs < NUM_OUT)[None, :]
     at = rows[:, None] * NUM_OUT + outs[None, :]
     part_size = num_rows * NUM_OUT
-    release_next()
     tl.store(parts + split * part_size + at, sums, mask=is_wanted)
     tl.debug_barrier()  # one thread counts, for what all of them have stored
     num_before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu")

@@ -20,7 +20,7 @@ from kernels.launched import launched
 from kernels.linear import split_kernel, vector_kernel
 from kernels.linear.product import product
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile, num_splits, split_tile
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
 from kernels.quantise.triton_kernel import quantise
 
@@ -72,7 +72,6 @@ def linear_kernel(
     )
     outs = first_out + tl.arange(0, BLOCK_OUT)
     is_wanted = (row < num_rows)[:, None] & (outs < NUM_OUT)[None, :]
-    release_next()
     tl.store(out + rows[:, None] * NUM_OUT + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
 
 

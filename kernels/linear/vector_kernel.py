@@ -18,7 +18,7 @@ from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.linear.product import prefetch
 from kernels.linear.tiles import TARGET_PROGRAMS
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
 
 BLOCK_OUT = 16
@@ -75,7 +75,6 @@ def vector_kernel(
     outs = first_out + tl.arange(0, FOURS)[:, None] * 4 + tl.arange(0, 4)[None, :]
     if SCALING == "channels":
         result *= tl.load(x_scale) * tl.load(weight_scale + tl.minimum(outs, NUM_OUT - 1))
-    release_next()
     tl.store(out + outs, result.to(out.dtype.element_ty), mask=outs < NUM_OUT)
 
 

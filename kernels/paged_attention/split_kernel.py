@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.paged_attention.results import merged, store_heads
 
 
@@ -199,7 +199,6 @@ def split_kernel(
         BLOCK_SIZE=BLOCK_SIZE,
         BLOCK_KV=BLOCK_KV,
     )
-    release_next()
     if FP8:
         mean = mean * tl.load(value_scale + kv_head)
     some = tl.where(total == 0.0, 1.0, total)

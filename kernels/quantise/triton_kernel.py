@@ -14,7 +14,7 @@ import triton.language as tl
 
 from kernels.launch import launch_options
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -39,7 +39,6 @@ def quantise_kernel(
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     value = tl.load(x + row * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     scale = group_scales(value, NUM_SCALES == 1, SMALLEST_PEAK, LARGEST)
-    release_next()
     tl.store(values + row * WIDTH + column, in_units(value, scale), mask=column < WIDTH)
     tl.store(scales + row * NUM_SCALES + group, scale, mask=group < NUM_SCALES)
 

@@ -59,6 +59,20 @@ def rms_norm_quantised(
     return reference.rms_norm_quantised(x, weight, eps, scaling, residual)
 
 
+def rms_norm_both(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, scaling: Scaling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`add_rms_norm` and `rms_norm_quantised` at once: the norm [T, H], its e4m3 values [T, H] and their scales."""
+    _check(x, weight)
+    assert scaling is not Scaling.NONE, "without scales there is add_rms_norm"
+    _check_residual(residual, x)
+    if native.runs_triton(x):
+        from kernels.rms_norm import triton_kernel
+
+        return triton_kernel.rms_norm_both(residual, x, weight, eps, scaling)
+    return reference.rms_norm_both(residual, x, weight, eps, scaling)
+
+
 def _check_residual(residual: torch.Tensor, x: torch.Tensor) -> None:
     assert residual.shape == x.shape, f"residual is {list(residual.shape)}, x {list(x.shape)}"
     assert residual.dtype == x.dtype and residual.is_contiguous(), f"residual is {residual.dtype}, x {x.dtype}"

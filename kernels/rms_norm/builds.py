@@ -12,16 +12,20 @@ from kernels.rms_norm.triton_kernel import constants, options, rms_norm_kernel
 def builds() -> Iterator[Build]:
     """Every width, with and without the residual sum, to bf16 and to both FP8 formats."""
     for width in (4096, 2048):
-        for add in (False, True):
+        for add, keep in ((False, False), (True, False), (True, True)):
             for scaling in Scaling:
+                if keep and scaling is Scaling.NONE:
+                    continue
                 out = "*bf16" if scaling is Scaling.NONE else "*fp8e4nv"
+                kind = f"{' after a sum' if add else ''}{' and kept' if keep else ''}"
                 yield Build(
-                    name=f"rms_norm{' after a sum' if add else ''}, {width}, scales: {scaling.value}",
+                    name=f"rms_norm{kind}, {width}, scales: {scaling.value}",
                     kernel=rms_norm_kernel,
                     arguments={
                         **{"residual": "*bf16", "x": "*bf16", "weight": "*bf16", "out": out},
-                        **{"scales": out if scaling is Scaling.NONE else "*fp32", "eps": "fp32"},
+                        **{"scales": out if scaling is Scaling.NONE else "*fp32"},
+                        **{"plain": "*bf16" if keep else out, "eps": "fp32"},
                     },
-                    constants=constants(width, scaling, add=add),
+                    constants=constants(width, scaling, add=add, keep=keep),
                     options=options(width),
                 )

@@ -27,3 +27,12 @@ def rms_norm_quantised(
     """See `kernels.rms_norm.rms_norm_quantised`."""
     normed = rms_norm(x, weight, eps) if residual is None else add_rms_norm(residual, x, weight, eps)
     return quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)
+
+
+def rms_norm_both(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, scaling: Scaling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `kernels.rms_norm.rms_norm_both`."""
+    normed = add_rms_norm(residual, x, weight, eps)
+    quantised = quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)
+    return normed, *quantised

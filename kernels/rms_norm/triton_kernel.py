@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernels.launch import launch_options
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, num_scales, peak_limits
 
@@ -29,19 +29,21 @@ def rms_norm_kernel(
     weight: tl.tensor,
     out: tl.tensor,
     scales: tl.tensor,
+    plain: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,
     GROUPS_POW2: tl.constexpr,
     GROUP: tl.constexpr,
     ADD: tl.constexpr,
     NUM_SCALES: tl.constexpr,
+    KEEP: tl.constexpr,
     SMALLEST_PEAK: tl.constexpr,
     LARGEST: tl.constexpr,
 ) -> None:
     """One row of x [T, WIDTH], as GROUPS_POW2 groups of GROUP channels, the last of them perhaps short or empty.
 
     ADD: of residual + x, which stays in residual. With NUM_SCALES out is e4m3, and scales are [T, NUM_SCALES]: one for
-    the row, or one a group.
+    the row, or one a group; KEEP: `plain` gets the norm itself.
     """
     await_previous()
     row = tl.program_id(0).to(tl.int64)
@@ -60,12 +62,13 @@ def rms_norm_kernel(
     rstd = tl.rsqrt(tl.sum(tl.sum(wide * wide, 1), 0) / WIDTH + eps)
     # The model's definition rounds before the product with the weight, and once more after it.
     normed = (gain.to(tl.float32) * (wide * rstd).to(value.dtype).to(tl.float32)).to(value.dtype)
-    release_next()
     if NUM_SCALES:
         exact = tl.where(exists, normed.to(tl.float32), 0.0)
         scale = group_scales(exact, NUM_SCALES == 1, SMALLEST_PEAK, LARGEST)
         tl.store(scales + row * NUM_SCALES + group, scale, mask=group < NUM_SCALES)
         tl.store(out + here, in_units(exact, scale), mask=exists)
+        if KEEP:
+            tl.store(plain + here, normed, mask=exists)
     else:
         tl.store(out + here, normed, mask=exists)
 
@@ -73,7 +76,7 @@ def rms_norm_kernel(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None) -> torch.Tensor:
     """Normalise x [T, H], or the residual [T, H] after adding x into it in place."""
     out = torch.empty_like(x)
-    _launch((residual, x, weight), eps, (out, None), Scaling.NONE)
+    _launch((residual, x, weight), eps, (out, None, None), Scaling.NONE)
     return out
 
 
@@ -81,15 +84,30 @@ def rms_norm_quantised(
     x: torch.Tensor, weight: torch.Tensor, eps: float, scaling: Scaling, residual: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `rms_norm`, and on to e4m3: values [T, H] and scales as `scaling` lays them out."""
-    rows, width = x.shape
-    out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
-    scales = torch.empty(rows, num_scales(width, scaling), dtype=torch.float32, device=x.device)
-    _launch((residual, x, weight), eps, (out, scales), scaling)
+    out, scales = _room(x, scaling)
+    _launch((residual, x, weight), eps, (out, scales, None), scaling)
     return out, scales
 
 
+def rms_norm_both(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, scaling: Scaling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `kernels.rms_norm.rms_norm_both`."""
+    out, scales = _room(x, scaling)
+    plain = torch.empty_like(x)
+    _launch((residual, x, weight), eps, (out, scales, plain), scaling)
+    return plain, out, scales
+
+
+def _room(x: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Tensor]:
+    """For values and scales."""
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+    return out, torch.empty(rows, num_scales(width, scaling), dtype=torch.float32, device=x.device)
+
+
 @cache
-def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | float | bool]:
+def constants(width: int, scaling: Scaling, *, add: bool, keep: bool = False) -> dict[str, int | float | bool]:
     """What `rms_norm_kernel` is compiled with."""
     return {
         "WIDTH": width,
@@ -97,6 +115,7 @@ def constants(width: int, scaling: Scaling, *, add: bool) -> dict[str, int | flo
         "GROUP": FP8_BLOCK,
         "ADD": add,
         "NUM_SCALES": num_scales(width, scaling),
+        "KEEP": keep,
         **peak_limits(scaling),
     }
 
@@ -110,15 +129,16 @@ def options(width: int) -> dict[str, int | bool]:
 def _launch(
     inputs: tuple[torch.Tensor | None, torch.Tensor, torch.Tensor],
     eps: float,
-    outputs: tuple[torch.Tensor, torch.Tensor | None],
+    outputs: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     scaling: Scaling,
 ) -> None:
     residual, x, weight = inputs
-    out, scales = outputs
+    out, scales, plain = outputs
     rows, width = x.shape
     if rows:
         rms_norm_kernel[(rows,)](
-            *(x if residual is None else residual, x, weight, out, out if scales is None else scales, eps),
-            **constants(width, scaling, add=residual is not None),
+            *(x if residual is None else residual, x, weight, out),
+            *(out if scales is None else scales, out if plain is None else plain, eps),
+            **constants(width, scaling, add=residual is not None, keep=plain is not None),
             **options(width),
         )

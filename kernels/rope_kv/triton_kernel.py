@@ -15,7 +15,7 @@ import triton.language as tl
 
 from kernels.launch import launch_options
 from kernels.launched import launched
-from kernels.overlap import await_previous, release_next
+from kernels.overlap import await_previous
 from kernels.paged_attention import KVLayer
 
 BLOCK_HEADS = 8  # heads of a program: five programs a row of 32 + 2 * 4 heads
@@ -84,7 +84,6 @@ def qk_norm_rope_kv_kernel(
     turned = tl.where(channel < HALF, own * cos - other * sin, own * cos + other * sin)
     out = tl.where(rotates, turned, own).to(dtype)
 
-    release_next()
     tl.store(query + row * (HEADS * DIM) + head * DIM + channel, out, mask=is_query & exists)
     block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
     kv_head = (head - HEADS) % KV_HEADS

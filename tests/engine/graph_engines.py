@@ -19,7 +19,7 @@ from engine.graphs.region import Drafting
 from engine.graphs.runner import GraphRunner
 from engine.graphs.steps import StepWorld
 from engine.model_runner import ModelRunner
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from kernels.paged_attention import KVLayer
 from model.bailing import BailingModel
 from model.kv_cache import KVCache
@@ -34,17 +34,32 @@ BUCKETS = Buckets(sequences=(1, 3, 6, 12), rows=(1, 2, 4, 6))
 class Overseen:
     """A runner that remembers which bucket each step ran in, None for those that ran as they were."""
 
-    def __init__(self, runner: GraphRunner, behind: Callable[[StepPlan], None]) -> None:
+    def __init__(
+        self,
+        runner: GraphRunner,
+        behind: Callable[[StepPlan], None],
+        begin: Callable[[], None] = lambda: None,
+        *,
+        is_ahead: bool = True,
+    ) -> None:
         self.runner = runner
+        self.is_ahead = is_ahead  # else the next step is not even asked for
         self.ran: list[Bucket | None] = []
-        self._behind = behind
+        self.is_running = False
+        self._begin, self._behind = begin, behind
 
     def shape(self, plan: StepPlan) -> StepShape | None:
         return self.runner.shape(plan)
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        return self.runner.under_way(plan)
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         self.ran.append(self.runner.bucket(plan))
-        result = self.runner.run(plan, foresee)
+        self._begin()
+        self.is_running = True
+        result = self.runner.run(plan, foresee if self.is_ahead else nothing_foreseen)
+        self.is_running = False
         self._behind(plan)
         return result
 
@@ -95,11 +110,11 @@ def graph_engine(
     draft_model: DraftModel | None = None,
     *,
     acceptance: Acceptance = Acceptance.MATCH,
-    is_alone: bool = True,
+    is_ahead: bool = True,
     behind: Callable[[StepPlan], None] = lambda plan: None,
 ) -> GraphWorld:
-    runner, kv, draft_kv = graph_runner(config, tiny(shape), draft_model, acceptance=acceptance, is_alone=is_alone)
-    overseen = Overseen(runner, behind)
+    runner, kv, draft_kv = graph_runner(config, tiny(shape), draft_model, acceptance=acceptance)
+    overseen = Overseen(runner, behind, is_ahead=is_ahead)
     engine = Engine(Scheduler(config, lambda: 0.0), overseen)
     return GraphWorld(engine=engine, runner=overseen, kv=kv, draft_kv=draft_kv)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.engine import Engine
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
 from scheduler.plan import SequenceResult, StepPlan, StepResult, StepShape
 from scheduler.request import FinishReason, Request, RequestRefused, SamplingParams
@@ -81,7 +81,10 @@ class VerifyingRunner:
     def shape(self, plan: StepPlan) -> StepShape | None:
         return None
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         return StepResult(
             step_id=plan.step_id, sequences=tuple(SequenceResult(token_ids=(1, 2)) for _ in plan.sequences)
         )

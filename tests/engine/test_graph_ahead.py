@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from kernels.paged_attention import KVLayer
 from scheduler.plan import StepPlan, StepResult
 from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenDelta
@@ -37,9 +37,9 @@ def knowing(method: DraftMethod) -> Knowing:
     return Knowing(inner, SHAPE, lambda position, token: (3 * position + token) % 4 == 0)
 
 
-def world_of(method: DraftMethod, max_drafts: int = 3, *, is_alone: bool = True, **changes: Any) -> GraphWorld:
+def world_of(method: DraftMethod, max_drafts: int = 3, *, is_ahead: bool = True, **changes: Any) -> GraphWorld:
     config = dataclasses.replace(drafting(ROOMY, method, max_drafts), **changes)
-    return graph_engine(config, SHAPE, knowing(method), is_alone=is_alone)
+    return graph_engine(config, SHAPE, knowing(method), is_ahead=is_ahead)
 
 
 def expected() -> dict[tuple[str, int], tuple[int, ...]]:
@@ -88,12 +88,12 @@ def kept_rows(world: GraphWorld) -> dict[tuple[str, int], dict[int, list[torch.T
 def test_both_caches_hold_what_steps_as_they_are_leave(method: DraftMethod) -> None:
     """After every step; the sequences end at different times."""
     found = []
-    for is_alone in (True, False):
-        world = world_of(method, block_size=4, is_alone=is_alone)
+    for is_ahead in (True, False):
+        world = world_of(method, block_size=4, is_ahead=is_ahead)
         for request in bucketed():
             world.engine.add(request)
         found.append(kept_rows(world))
-        assert (world.runner.runner.num_ahead > 2) is is_alone
+        assert (world.runner.runner.num_ahead > 2) is is_ahead
     ahead, plain = found
     assert ahead.keys() == plain.keys() == {key for key in expected() if key[0] in {r.request_id for r in bucketed()}}
     for key, rows in ahead.items():
@@ -150,12 +150,12 @@ def test_the_end_of_an_output_holds_nothing_up(max_tokens: int) -> None:
     request = next(request for request in bucketed() if request.request_id == "long")
     short = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, max_tokens=max_tokens))
     stats = []
-    for is_alone in (True, False):
-        world = world_of(DraftMethod.EAGLE3, is_alone=is_alone)
+    for is_ahead in (True, False):
+        world = world_of(DraftMethod.EAGLE3, is_ahead=is_ahead)
         told = run_all(world.engine, [short])
         for key, (tokens, _) in told.items():
             assert tokens == expected()[key][:max_tokens]
-        if is_alone:
+        if is_ahead:
             num_decodes = sum(bucket is not None for bucket in world.runner.ran)
             assert world.runner.runner.num_ahead == max(num_decodes - 1, 0)
         stats.append(world.engine.stats().drafts)
@@ -200,7 +200,7 @@ def test_a_prompt_that_comes_runs_beside_what_is_on_its_way() -> None:
     world, is_whole = world_of(DraftMethod.EAGLE3), []
     run = world.runner.runner.run
 
-    def running(plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def running(plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         result = run(plan, foresee)
         is_whole.append(result.is_whole)
         return result
@@ -230,5 +230,5 @@ def test_drawn_tokens_have_their_own_numbers_wherever_the_row_moves() -> None:
         Request(request_id=str(seed), prompt=(7, 8, 9), sampling=dataclasses.replace(sampling, seed=seed))
         for seed in range(6)
     ]
-    told = [run_all(world_of(DraftMethod.EAGLE3, is_alone=alone).engine, requests) for alone in (True, False)]
+    told = [run_all(world_of(DraftMethod.EAGLE3, is_ahead=is_ahead).engine, requests) for is_ahead in (True, False)]
     assert told[0] == told[1] and len(set(told[0].values())) == 6

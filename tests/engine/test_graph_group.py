@@ -6,59 +6,22 @@ import dataclasses
 from contextlib import ExitStack
 
 import pytest
-import torch
 
-from engine.engine import Engine
 from engine.graphs.buckets import Bucket
 from engine.lockstep import StepNeeds
-from engine.rank import Rank, RankFacts
-from model.checkpoint import Target, load_model
-from model.config import ModelConfig
-from router.group import GroupDispatcher
-from router.placement import Placement
 from scheduler.plan import StepShape
 from scheduler.request import DraftMethod, Request, TokenDelta
-from scheduler.scheduler import Scheduler
-from tests.engine.checkpoints import tiny_checkpoint
-from tests.engine.graph_engines import Overseen, drafting, graph_runner, plain_requests
-from tests.engine.mixed_requests import CPU, ROOMY, alone, outcome_of
+from tests.engine.graph_engines import plain_requests
+from tests.engine.graph_groups import SHAPE, group_of
+from tests.engine.mixed_requests import alone, outcome_of
 from tests.engine.worlds import collect, group_locksteps, running
-from tests.router.thread_ranks import on_ranks, thread_groups
-
-SHAPE = "C"
-
-
-def group_of(size: int, method: DraftMethod) -> tuple[list[Rank], list[Overseen]]:
-    """Ranks of real models, whose collectives meet as threads of this process."""
-    folder = tiny_checkpoint(SHAPE)
-    model_config = ModelConfig.from_dir(folder)
-    placement = Placement.even(model_config.num_experts, size)
-    groups, locksteps = thread_groups(size), group_locksteps(size)
-    config = drafting(ROOMY, method, 0 if method is DraftMethod.NONE else 3)
-
-    def make(rank: int) -> tuple[Rank, Overseen]:
-        target = Target(dtype=torch.float32, device=CPU, placement=placement, rank=rank)
-        dispatcher = GroupDispatcher(placement, rank, groups[rank], CPU)
-        model = load_model(folder, model_config, target=target, dispatcher=dispatcher)
-        runner, _, _ = graph_runner(config, model, model.mtp if method is DraftMethod.MTP else None, is_alone=False)
-        overseen = Overseen(runner, lambda plan: None)
-        engine = Engine(Scheduler(config, lambda: 0.0), overseen)
-        made = Rank(
-            engine,
-            locksteps[rank],
-            RankFacts(rank=rank),
-            expert_tokens=dispatcher.load.snapshot,
-            num_collectives=lambda: dispatcher.num_collectives,
-        )
-        return made, overseen
-
-    made = on_ranks(size, make)
-    return [rank for rank, _ in made], [runner for _, runner in made]
+from tests.router.thread_ranks import on_ranks
 
 
 @pytest.mark.parametrize(("size", "method"), [(2, DraftMethod.NONE), (2, DraftMethod.MTP), (3, DraftMethod.NONE)])
 def test_ranks_run_the_same_buckets_and_change_no_token(size: int, method: DraftMethod) -> None:
-    ranks, runners = group_of(size, method)
+    group = group_of(size, method)
+    ranks, runners = group.ranks, group.runners
     requests = plain_requests()
     told: list[TokenDelta] = []
 
@@ -101,7 +64,8 @@ def test_a_group_agrees_on_room_for_all_or_on_none() -> None:
 
 
 def test_an_idle_rank_joins_with_padding_alone() -> None:
-    ranks, runners = group_of(2, DraftMethod.NONE)
+    group = group_of(2)
+    ranks, runners = group.ranks, group.runners
     request = plain_requests()[0]
     with ExitStack() as stack:
         for rank in ranks:

@@ -139,6 +139,15 @@ def test_a_round_ends_before_a_row_without_finite_logits() -> None:
     assert [len(token_ids) for token_ids, _ in told[0]] == [1, 4, 4]
 
 
+def test_a_step_that_no_bucket_holds_has_no_shape() -> None:
+    """So what has one on every rank of a group has a bucket for all of them."""
+    world = World(DraftMethod.NONE)
+    (planned,) = world.sequences([(3, (8,))]).sequences
+    for num_sequences, is_held in ((12, True), (13, False)):
+        plan = StepPlan(step_id=0, sequences=(planned,) * num_sequences, num_rows=num_sequences)
+        assert (world.runner.shape(plan) is not None) is is_held
+
+
 def launched(*sequences: SequencePlan) -> Launched:
     mark, bucket = HostMark(), Bucket(num_sequences=2, rows_each=1)
     layout = StepOutputs.layout(bucket, 1)
@@ -146,15 +155,28 @@ def launched(*sequences: SequencePlan) -> Launched:
     return Launched(sequences=sequences, results=results, begin=mark, verified=mark, extended=mark, end=mark)
 
 
+def ahead_of(foreseen: SequencePlan, before: SequencePlan) -> Ahead:
+    coming = StepPlan(step_id=1, sequences=(foreseen,), num_rows=len(foreseen.token_ids))
+    return Ahead.of(launched(foreseen), coming, (before,), BLOCK)
+
+
+def covers(ahead: Ahead, plan: StepPlan) -> bool:
+    """Whether all of a plan is on its way; what is not runs behind on a rank that is alone, and waits in a group."""
+    rest, part = ahead.rest_of(plan), ahead.part_of(plan)
+    assert (*part.sequences, *rest) == plan.sequences and part.is_launched
+    assert part.num_rows == sum(len(planned.token_ids) for planned in part.sequences)
+    return not rest
+
+
 def test_a_row_that_lies_elsewhere_or_holds_another_token_is_not_the_one_on_its_way() -> None:
     table = [3, 4]
     before = dataclasses.replace(World(DraftMethod.NONE).sequences([(3, (8,))]).sequences[0], block_table=table)
     foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,), start=4, output_index=4)
-    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([SequenceResult(token_ids=(9,))])
+    ahead = ahead_of(foreseen, before).knowing([SequenceResult(token_ids=(9,))])
     right = dataclasses.replace(foreseen, token_ids=(9,))
 
     def is_covered(planned: SequencePlan) -> bool:
-        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=1))
+        return covers(ahead, StepPlan(step_id=1, sequences=(planned,), num_rows=1))
 
     assert is_covered(right)
     for changes in (
@@ -177,11 +199,11 @@ def test_rows_with_drafts_come_as_foreseen_behind_the_accepted_ones_alone() -> N
     )
     foreseen = dataclasses.replace(before, token_ids=(UNKNOWN_TOKEN,) * 3, start=4, output_index=4)
     result = SequenceResult(token_ids=(1, 9), draft_ids=(6, 7))
-    ahead = Ahead.of(launched(foreseen), (before,), BLOCK).knowing([result])
+    ahead = ahead_of(foreseen, before).knowing([result])
     right = dataclasses.replace(foreseen, token_ids=(9, 6, 7), start=5, output_index=5)
 
     def is_covered(planned: SequencePlan) -> bool:
-        return not ahead.rest_of(StepPlan(step_id=1, sequences=(planned,), num_rows=3))
+        return covers(ahead, StepPlan(step_id=1, sequences=(planned,), num_rows=3))
 
     assert is_covered(right)
     changes: dict[str, Any]

@@ -53,6 +53,16 @@ def test_the_answer_names_rows_work_and_leaving(threads: ThreadPoolExecutor) -> 
         assert (step.num_rows, step.has_work, step.is_leaving) == ((3, 0), False, True)  # type: ignore[attr-defined]
 
 
+def test_a_group_is_steady_if_every_rank_is(threads: ThreadPoolExecutor, locksteps: list[Lockstep]) -> None:
+    for restless in range(-1, len(locksteps)):
+        steps = _all(
+            threads,
+            locksteps,
+            lambda n, ls: ls.agree(StepNeeds(num_rows=1, has_work=True, is_steady=n != restless)),  # noqa: B023
+        )
+        assert [step.is_steady for step in steps] == [restless < 0] * len(locksteps)  # type: ignore[attr-defined]
+
+
 def test_ranks_that_ran_different_numbers_of_steps_are_caught(threads: ThreadPoolExecutor) -> None:
     locksteps: list[Lockstep] = list(group_locksteps(2))
     with pytest.raises(AssertionError, match=r"\(0, 1\)"):

@@ -9,7 +9,7 @@ import pytest
 
 from engine.lockstep import GroupStep, LocalLockstep, StepNeeds
 from engine.rank import STOPPED, RankLost
-from engine.runner import Foresight, Runner
+from engine.runner import Foresight, Runner, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
 from scheduler.plan import StepPlan, StepResult, StepShape
 from scheduler.request import FinishReason, SamplingParams
@@ -66,7 +66,10 @@ class BrokenRunner:
     def shape(self, plan: StepPlan) -> StepShape | None:
         return None
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         if plan.num_rows:
             raise FloatingPointError("the numbers are off")
         return StepResult(step_id=plan.step_id, sequences=())

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from engine.config import EngineConfig, SpeculationConfig
-from engine.runner import Foresight
+from engine.runner import Foresight, nothing_foreseen
 from engine.warm_up import warm_up
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import DraftMethod
@@ -26,7 +26,10 @@ class Remembering:
     def shape(self, plan: StepPlan) -> StepShape | None:
         return None
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        return None
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         self.plans.append(plan)
         for planned in plan.sequences:
             assert all(0 <= block < self._num_blocks for block in planned.block_table)

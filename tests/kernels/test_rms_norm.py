@@ -7,7 +7,7 @@ import torch
 
 from kernels.quantise.formats import Scaling
 from kernels.quantise.reference import quantise_blocks, quantise_tokens
-from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_quantised
+from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_both, rms_norm_quantised
 
 EPS = 1e-6
 
@@ -85,3 +85,18 @@ def test_nan_spoils_its_rows_scales_alone(backend: str, draw: torch.Generator) -
 def test_wrong_shapes_are_named(backend: str) -> None:
     with pytest.raises(AssertionError, match=r"x is \[2, 8\], weight \[7\]"):
         rms_norm(torch.ones(2, 8), torch.ones(7), EPS)
+
+
+@pytest.mark.parametrize("scaling", [Scaling.BLOCKS, Scaling.CHANNELS])
+@pytest.mark.parametrize("shape", [(0, 128), (3, 300), (13, 512)])
+def test_both_at_once_are_both(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, scaling: Scaling, shape: tuple[int, int]
+) -> None:
+    x, residual, weight = (torch.randn(size, generator=draw).to(dtype) for size in (shape, shape, shape[1]))
+    streams = [residual.clone() for _ in range(3)]
+    normed, values, scales = rms_norm_both(streams[0], x, weight, EPS, scaling)
+    alone = rms_norm_quantised(x, weight, EPS, scaling, streams[1])
+    if backend != "native" or dtype == torch.bfloat16:  # the reference's own fp32 norm is not the native one's
+        assert torch.equal(normed, add_rms_norm(streams[2], x, weight, EPS))
+    assert torch.equal(values.float(), alone[0].float()) and torch.equal(scales, alone[1])
+    assert torch.equal(streams[0], residual + x)

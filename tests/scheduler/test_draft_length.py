@@ -106,6 +106,18 @@ def test_nearly_the_best_fixed_length_and_never_far_below_plain(
     assert rate > 0.97 * world.rate(batch, 0)
 
 
+def test_passes_that_other_ranks_alone_asked_for_tell_nothing() -> None:
+    """A group runs as many as any of its ranks needs."""
+    costs = DraftCosts()
+    costs.observe(step(2, 1e-3, num_followed=2, wanted=(3, 2), pass_s=2e-4))
+    before = costs.draft_s([2, 1])
+    costs.observe(replace(step(1, 1e-3, num_followed=1, wanted=(1,), pass_s=2e-4), num_passes=4, draft_s=0.4))
+    assert costs.draft_s([2, 1]) == before
+    first = DraftCosts()
+    first.observe(replace(step(1, 1e-3, num_followed=1, wanted=(1,)), num_passes=4, draft_s=0.4))
+    assert first.draft_s([2, 1]) < 0.1
+
+
 def test_drafting_comes_back_when_the_text_gets_easier() -> None:
     control = DraftLength(MAX_DRAFTS, is_adaptive=True)
     lengths: dict[str, str] = {}

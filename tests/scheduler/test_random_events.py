@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from scheduler.request import DraftMethod, Request, SamplingParams
 from scheduler.scheduler import SchedulerConfig
-from tests.scheduler.world import ERROR_TOKEN, VOCAB_SIZE, World, prompt
+from tests.scheduler.world import ERROR_TOKEN, VOCAB_SIZE, Foresees, World, prompt
 
 # What a request says of drafting: mostly nothing.
 DRAFTING = [(None, None), (None, None), (None, 1), (None, 9), (DraftMethod.NONE, None), (DraftMethod.NGRAM, 2)]
@@ -64,10 +64,10 @@ class RandomEvents(RuleBasedStateMachine):
         config=configs(),
         skill=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
         row_s=st.sampled_from([0.0, 1e-4, 1e-3]),
-        foresees=st.booleans(),
+        foresees=st.sampled_from(Foresees),
     )
-    def start(self, config: SchedulerConfig, skill: float, row_s: float, foresees: bool) -> None:
-        self.world = World(config, skill, row_s, foresees=foresees)
+    def start(self, config: SchedulerConfig, skill: float, row_s: float, foresees: Foresees) -> None:
+        self.world = World(config, skill, row_s, foresees)
         self.aborted: set[str] = set()
 
     @rule(

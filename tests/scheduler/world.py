@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 from engine.engine import Engine
-from engine.runner import Foresight, Runner
+from engine.runner import Foresight, Runner, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
@@ -69,44 +70,74 @@ def asking(asked: Request, **sampling: Any) -> Request:
     return replace(asked, sampling=replace(asked.sampling, **sampling))
 
 
+class Foresees(Enum):
+    """What a world does with the next step before it is planned."""
+
+    NOTHING = "does not ask for it"
+    ALONE = "launches what is certain of it, and what was not foreseen beside"
+    IN_GROUP = "launches it, and lets wait what was not foreseen"
+
+
 class Foreseeing:
     """A runner that asks for the next step's rows in every step, and tells which of them were planned as foreseen."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, *, is_alone: bool) -> None:
         self.num_foreseen = 0  # sequences that were foreseen and planned
         self.num_right = 0
         self._runner = runner
+        self.num_postponed = 0
         self._foreseen: dict[int, tuple[SequencePlan, SequenceResult]] = {}  # with what came of the step before
+        self._is_alone = is_alone
+        self._is_launched = False
 
     def shape(self, plan: StepPlan) -> StepShape | None:
-        return self._runner.shape(plan)
+        return StepShape(num_sequences=len(plan.sequences), most_rows=1)
 
-    def run(self, plan: StepPlan, foresee: Foresight = tuple) -> StepResult:
+    def under_way(self, plan: StepPlan) -> StepPlan | None:
+        if self._is_alone or not self._is_launched:
+            return None
+        sequences = tuple(planned for planned in plan.sequences if planned == self._as_foreseen(planned.sequence_id))
+        self.num_postponed += len(plan.sequences) - len(sequences)
+        num_rows = sum(len(planned.token_ids) for planned in sequences)
+        return replace(plan, sequences=sequences, num_rows=num_rows, is_launched=True)
+
+    def run(self, plan: StepPlan, foresee: Foresight = nothing_foreseen) -> StepResult:
         self._compare(plan)
         result = self._runner.run(plan)
         outcomes = {one.sequence_id: outcome for one, outcome in zip(plan.sequences, result.sequences, strict=True)}
-        self._foreseen = {one.sequence_id: (one, outcomes[one.sequence_id]) for one in foresee()}
+        coming = foresee()
+        self._is_launched = coming is not None
+        sequences = () if coming is None else coming.sequences
+        self._foreseen = {one.sequence_id: (one, outcomes[one.sequence_id]) for one in sequences}
         return result
 
     def _compare(self, plan: StepPlan) -> None:
         for planned in plan.sequences:
-            if planned.sequence_id not in self._foreseen:
-                continue
-            foreseen, outcome = self._foreseen[planned.sequence_id]
-            num_accepted = len(outcome.token_ids) - 1
-            as_foreseen = replace(
-                foreseen,
-                start=foreseen.start + num_accepted,
-                output_index=foreseen.output_index + num_accepted,
-                token_ids=(outcome.token_ids[-1], *outcome.draft_ids),
-            )
-            self.num_foreseen += 1
-            self.num_right += planned == as_foreseen
+            if planned.sequence_id in self._foreseen:
+                self.num_foreseen += 1
+                self.num_right += planned == self._as_foreseen(planned.sequence_id)
+
+    def _as_foreseen(self, sequence_id: int) -> SequencePlan | None:
+        """What was foreseen, with what came of the step before."""
+        foreseen, outcome = self._foreseen.get(sequence_id, (None, SequenceResult()))
+        if foreseen is None or not outcome.token_ids:
+            return None
+        num_accepted = len(outcome.token_ids) - 1
+        return replace(
+            foreseen,
+            start=foreseen.start + num_accepted,
+            output_index=foreseen.output_index + num_accepted,
+            token_ids=(outcome.token_ids[-1], *outcome.draft_ids),
+        )
 
 
 class World:
     def __init__(
-        self, config: SchedulerConfig = CONFIG, draft_skill: float = 0.7, row_s: float = 0.0, *, foresees: bool = False
+        self,
+        config: SchedulerConfig = CONFIG,
+        draft_skill: float = 0.7,
+        row_s: float = 0.0,
+        foresees: Foresees = Foresees.NOTHING,
     ) -> None:
         """Steps say that they took 1 ms, and `row_s` for each row that is not the first of its sequence."""
         self.config = config
@@ -121,8 +152,8 @@ class World:
             on_step=self.plans.append,
             times=lambda plan: StepTimes(forward_s=1e-3 + row_s * (plan.num_rows - len(plan.sequences))),
         )
-        self.foreseeing = Foreseeing(runner)
-        self.engine = Engine(self.scheduler, self.foreseeing if foresees else runner)
+        self.foreseeing = Foreseeing(runner, is_alone=foresees is Foresees.ALONE)
+        self.engine = Engine(self.scheduler, runner if foresees is Foresees.NOTHING else self.foreseeing)
         self.requests: dict[str, Request] = {}
         self.told: dict[tuple[str, int], Told] = {}
 
