@@ -34,7 +34,7 @@ class PackedWeight:
     dtype: torch.dtype  # of the rows that it multiplies
     layout: Layout
     scale: torch.Tensor | None = None  # fp32, of Layout.FP8
-    arrivals: torch.Tensor  # int32 [N / 64], zeros between products: so two streams may not multiply by it at once
+    arrivals: torch.Tensor  # int32 [N / 64], of Triton, zeros between products: two streams may not multiply at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def pack_fp8_weight(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
 
 
 def _arrivals(num_out: int, device: torch.device) -> torch.Tensor:
-    return torch.zeros(-(-num_out // 64), dtype=torch.int32, device=device)
+    num_tiles = -(-num_out // 64) if reads_fp8(device) else 0  # nobody else counts
+    return torch.zeros(num_tiles, dtype=torch.int32, device=device)
 
 
 def linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _tile_split(name: str, kv: KVLayer, inputs: dict[str, str]) -> Build:
         name=name,
         kernel=tile_split_kernel,
         arguments={**inputs, **batch, "partial": "*fp32", "partial_log": "*fp32", **numbers},
-        constants={**shape_constants(_HEADS, kv), **tile_constants(tile)},
+        constants={**shape_constants(_HEADS, kv), **tile_constants(tile, INVARIANT_SPLIT)},
         options=tile.options,
         is_matrix=True,
     )

@@ -45,7 +45,7 @@ def paged_attention(
             *(query, kv.key, kv.value, *scales_of(kv, query), batch.block_tables, batch.row_starts, batch.positions),
             *(partial, partial_log, *scale_window, table_width, num_sequences, first, splits),
             **shape_constants(num_heads, kv),
-            **tile_constants(tile),
+            **tile_constants(tile, INVARIANT_SPLIT),
             **tile.options,
         )
         merge_tiles_kernel[(count * tile.block_rows, -(-num_heads // INVARIANT_MERGE.block_heads))](
@@ -64,9 +64,9 @@ def invariant_tile(group: int, itemsize: int) -> AttentionTile:
 
 
 @cache
-def tile_constants(tile: AttentionTile) -> dict[str, int]:
-    """What `tile_split_kernel` is compiled with beside the shape."""
-    return {"SPLIT": INVARIANT_SPLIT, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
+def tile_constants(tile: AttentionTile, split: int) -> dict[str, int]:
+    """What `tile_split_kernel` is compiled with beside the shape, for splits of so many positions."""
+    return {"SPLIT": split, "BLOCK_ROWS": tile.block_rows, "BLOCK_KV": tile.block_kv}
 
 
 def _parts(num_tiles: int, at_once: int) -> Iterator[tuple[int, int]]:
