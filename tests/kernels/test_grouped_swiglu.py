@@ -14,7 +14,9 @@ from kernels.grouped_swiglu import (
     grouped_swiglu,
     pack_experts,
 )
+from kernels.linear import Fp8Rows
 from kernels.permute import sort_by_expert
+from kernels.quantise import quantise_blocks, quantise_tokens
 from kernels.quantise.formats import Scaling
 
 from .test_linear import exact_fp8 as exact_fp8_linear
@@ -190,3 +192,12 @@ def test_rows_are_read_from_where_they_lie(
         truth = grouped_swiglu(hidden[sources], copies.counts, experts)
         counted = slice(int(copies.counts.sum()))
         assert out.shape == (2 * num_rows, 96) and torch.equal(out[counted], truth[counted])
+
+
+@pytest.mark.parametrize("scaling", [Scaling.BLOCKS, Scaling.CHANNELS])
+def test_rows_may_come_quantised(triton_backend: str, draw: torch.Generator, scaling: Scaling) -> None:
+    experts = fp8_experts(draw, 2, 256, 160, scaling)
+    rows, counts = torch.randn(40, 256, generator=draw), torch.tensor([18, 22], dtype=torch.int32)
+    quantise = quantise_blocks if scaling is Scaling.BLOCKS else quantise_tokens
+    found = grouped_swiglu(torch.zeros_like(rows), counts, experts, quantised=Fp8Rows(*quantise(rows)))
+    assert torch.equal(found, grouped_swiglu(rows, counts, experts))
