@@ -9,37 +9,60 @@ from kernels.sample.triton_kernel import (
     ACCEPT_AT_ONCE,
     ACCEPT_OPTIONS,
     OPTIONS,
-    OTHERS,
     accept_kernel,
-    candidates_kernel,
+    best_kernel,
     draw_constants,
-    draw_kernel,
+    gather_kernel,
+    place_kernel,
+    weigh_kernel,
 )
 
 _VOCAB_SIZE = 157184
-_SETTINGS = {"temperature": "*fp32", "top_k": "*i64", "top_p": "*fp64", "min_p": "*fp32"}
+_SETTINGS = {"temperature": "*fp32", "top_k": "*i64", "top_p": "*fp64", "min_p": "*fp32", "points": "*fp64"}
+_BLOCKS = {"block_bests": "*fp32", "block_totals": "*i64"}
+_PARTS = {"parts": "*i32", "part_counts": "*i32", "part_masses": "*i64"}
+_HISTOGRAMS = {"histograms": "*i32", "state": "*i32"}
+_SHARE = {"token_ids": "*i64", "blocks_each": "i32"}
 
 
 def builds() -> Iterator[Build]:
     """Logits are fp32."""
+    of = draw_constants(_VOCAB_SIZE)
     yield Build(
-        name="sample candidates, 157184",
-        kernel=candidates_kernel,
-        arguments={
-            **{"logits": "*fp32", **_SETTINGS, "best_out": "*fp32", "total_out": "*i64"},
-            **{"count_out": "*i32", "candidates": "*i32"},
-        },
-        constants=draw_constants(_VOCAB_SIZE),
+        name="sample best, 157184",
+        kernel=best_kernel,
+        arguments={"logits": "*fp32", "block_bests": "*fp32", "block_ids": "*i32", **_HISTOGRAMS, "blocks_each": "i32"},
+        constants=of["best"],
         options=OPTIONS,
     )
     yield Build(
-        name="sample draw, 157184",
-        kernel=draw_kernel,
+        name="sample weigh, 157184",
+        kernel=weigh_kernel,
         arguments={
-            **{"logits": "*fp32", **_SETTINGS, "points": "*fp64", "bests": "*fp32", "totals": "*i64"},
-            **{"counts": "*i32", "candidates": "*i32", "ids": "*i64"},
+            **{"logits": "*fp32", **_SETTINGS, **_BLOCKS, "block_ids": "*i32", **_HISTOGRAMS, **_PARTS},
+            **{"bests": "*fp32", **_SHARE},
         },
-        constants={**draw_constants(_VOCAB_SIZE), "OTHERS": OTHERS},
+        constants=of["weigh"],
+        options=OPTIONS,
+    )
+    yield Build(
+        name="sample gather, 157184",
+        kernel=gather_kernel,
+        arguments={
+            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", "candidates": "*i64"},
+            **{**_PARTS, **_SHARE},
+        },
+        constants=of["gather"],
+        options=OPTIONS,
+    )
+    yield Build(
+        name="sample place, 157184",
+        kernel=place_kernel,
+        arguments={
+            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", **_PARTS},
+            **{"order": "*i32", **_SHARE},
+        },
+        constants=of["place"],
         options=OPTIONS,
     )
     yield Build(

@@ -19,8 +19,9 @@ WHOLE: Row = (1.0, 0, 1.0, 0.0, 0.5)
 def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tiles for the interpreter, which pays by the operation. Sums are of integers: tiles change no token."""
     if "backend" in request.fixturenames and request.getfixturevalue("backend") == "triton":
-        monkeypatch.setattr("kernels.sample.triton_kernel.BLOCK", 4096 if torch.cuda.is_available() else 8192)
-        monkeypatch.setattr("kernels.sample.triton_kernel.OTHERS", 16 if torch.cuda.is_available() else 512)
+        if not torch.cuda.is_available():
+            monkeypatch.setattr("kernels.sample.triton_kernel.OTHERS", 512)
+            monkeypatch.setattr("kernels.sample.triton_kernel.FEW_OTHERS", 256)
 
 
 def _settings(rows: list[Row]) -> DrawSettings:
