@@ -8,12 +8,13 @@ from kernels.builds import Build
 from kernels.sample.triton_kernel import (
     ACCEPT_AT_ONCE,
     ACCEPT_OPTIONS,
+    DRAW_OPTIONS,
     OPTIONS,
     accept_kernel,
     best_kernel,
     draw_constants,
+    draw_kernel,
     gather_kernel,
-    place_kernel,
     weigh_kernel,
 )
 
@@ -49,21 +50,21 @@ def builds() -> Iterator[Build]:
         name="sample gather, 157184",
         kernel=gather_kernel,
         arguments={
-            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", "candidates": "*i64"},
-            **{**_PARTS, **_SHARE},
+            **{"logits": "*fp32", "temperature": "*fp32", "bests": "*fp32", "block_bests": "*fp32", "state": "*i32"},
+            **{"candidates": "*i64", **_PARTS, "blocks_each": "i32"},
         },
         constants=of["gather"],
         options=OPTIONS,
     )
     yield Build(
-        name="sample place, 157184",
-        kernel=place_kernel,
+        name="sample draw, 157184",
+        kernel=draw_kernel,
         arguments={
-            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", **_PARTS},
-            **{"order": "*i32", **_SHARE},
+            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", "candidates": "*i64"},
+            **{**_PARTS, "order": "*i32", **_SHARE},
         },
-        constants=of["place"],
-        options=OPTIONS,
+        constants=of["draw"],
+        options=DRAW_OPTIONS,
     )
     yield Build(
         name="sample accept",

@@ -88,9 +88,7 @@ def part_of(logits: tl.tensor, best: tl.tensor, inverse: tl.tensor, BINS: tl.con
 
 
 @triton.jit
-def divided(
-    part: tl.tensor, parts: tl.tensor, bound: tl.tensor, BINS: tl.constexpr, PARTS: tl.constexpr
-) -> tl.tensor:
+def divided(part: tl.tensor, parts: tl.tensor, bound: tl.tensor, BINS: tl.constexpr, PARTS: tl.constexpr) -> tl.tensor:
     """Distances as of `part_of` -> which part of the row's; the last of all behind the bound."""
     bins = part >> PART_BITS
     first, number = tl.load(parts + bins), tl.load(parts + BINS + bins)

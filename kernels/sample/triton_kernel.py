@@ -1,10 +1,10 @@
 """Choosing tokens on a GPU without a word from the host: four launches, in each of which many programs share a row.
 
-1. Each block's highest logit (kernels/sample/weigh.py).
-2. All masses; a histogram of the distances below the best, for a ranked row (top-k, top-p). Greedy rows and rows that no
-   rank limits are done.
-3. The candidates of a ranked row, at most MAX_CANDIDATES, and the draw from them (kernels/sample/ranked.py).
-4. Where there are more: all tokens in the order of small parts of the bins (kernels/sample/long_road.py).
+1. Each block's highest logit (weigh.py).
+2. All masses; for a ranked row (top-k, top-p) a histogram of the distances below the best. Greedy rows and rows that
+   no rank limits are done.
+3. The candidates of a ranked row; what takes their place where they are more than MAX_CANDIDATES (gather.py).
+4. The draw from them (draw.py, candidates.py, searches.py).
 
 The program of a row that ends last does what one alone can; none waits for another. A row that a stage has nothing to
 do for costs the start of its programs. A token does not depend on how many programs share its row (masses.py).
@@ -26,9 +26,9 @@ import triton.language as tl
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.overlap import await_previous
-from kernels.sample.long_road import place_kernel
+from kernels.sample.draw import draw_kernel
+from kernels.sample.gather import gather_kernel
 from kernels.sample.masses import BINS, STATE
-from kernels.sample.ranked import gather_kernel
 from kernels.sample.weigh import best_kernel, weigh_kernel
 
 if TYPE_CHECKING:
@@ -38,11 +38,15 @@ MAX_CANDIDATES = 1024
 FEW_CANDIDATES = 256  # for which the draw is four times cheaper
 OTHERS, FEW_OTHERS = 8, 32  # candidates that all are compared with at once: 32 comparisons a thread
 BLOCK = 2048  # tokens of the vocabulary at once
-PROGRAMS = 512  # that share all rows, about: four for each multiprocessor
+PROGRAMS = 1024  # that share all rows, about: eight for each multiprocessor
+DRAW_PROGRAMS = 128
+PIECES = 4  # of a block that sums of parts are made of one after another, for registers' sake
+PARTS_AT_ONCE = 512  # whose sums move in one step
 PART_TOKENS = 64  # of a bin's part, about
-AT_ONCE = 1024  # tokens of a part that are read at once
+AT_ONCE = 512  # tokens of a part that are read at once
 ACCEPT_AT_ONCE = 32  # drafts that are compared at once: a warp's
 OPTIONS = launch_options(num_warps=8)
+DRAW_OPTIONS = launch_options(num_warps=16)
 ACCEPT_OPTIONS = launch_options(num_warps=1)
 
 
@@ -87,9 +91,7 @@ def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.T
     candidates = torch.empty(num_rows, MAX_CANDIDATES, dtype=torch.int64, device=device)
     order = torch.empty(num_rows, vocab_size, dtype=torch.int32, device=device)
     own = (settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.points)
-    best_kernel[grid](
-        *(logits, block_bests, block_ids, state, histograms, blocks_each), **of["best"], **OPTIONS
-    )
+    best_kernel[grid](*(logits, block_bests, block_ids, state, histograms, blocks_each), **of["best"], **OPTIONS)
     weigh_kernel[grid](
         *(logits, *own, block_bests, block_ids, block_totals, histograms, state, parts, part_counts, part_masses),
         *(bests, token_ids, blocks_each),
@@ -97,16 +99,18 @@ def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.T
         **OPTIONS,
     )
     gather_kernel[grid](
-        *(logits, *own, bests, block_bests, block_totals, state, candidates, parts, part_counts, part_masses),
-        *(token_ids, blocks_each),
+        *(logits, settings.temperature, bests, block_bests, state, candidates, parts, part_counts, part_masses),
+        blocks_each,
         **of["gather"],
         **OPTIONS,
     )
-    place_kernel[grid](
-        *(logits, *own, bests, block_bests, block_totals, state, parts, part_counts, part_masses, order),
+    # As a rule one program of a row draws: its others would but wait for their turns to find that out.
+    blocks_each = triton.cdiv(num_blocks * num_rows, DRAW_PROGRAMS)
+    draw_kernel[(num_rows, triton.cdiv(num_blocks, blocks_each))](
+        *(logits, *own, bests, block_bests, block_totals, state, candidates, parts, part_counts, part_masses, order),
         *(token_ids, blocks_each),
-        **of["place"],
-        **OPTIONS,
+        **of["draw"],
+        **DRAW_OPTIONS,
     )
     return token_ids, bests
 
@@ -127,8 +131,6 @@ def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: 
     return accepted
 
 
-
-
 @cache
 def draw_constants(vocab_size: int) -> dict[str, dict[str, int]]:
     """What the kernel of each stage is compiled with."""
@@ -139,9 +141,10 @@ def draw_constants(vocab_size: int) -> dict[str, dict[str, int]]:
     parts = triton.next_power_of_2(vocab_size // PART_TOKENS + BINS + 1)
     shared = {**best, "BLOCKS_POW2": triton.next_power_of_2(num_blocks), "PARTS": parts}
     others = {"FEW_CANDIDATES": FEW_CANDIDATES, "OTHERS": OTHERS, "FEW_OTHERS": FEW_OTHERS}
+    sums = {"PARTS_AT_ONCE": min(parts, PARTS_AT_ONCE)}
     return {
         "best": best,
         "weigh": {**shared, "PART_TOKENS": PART_TOKENS, "MAX_CANDIDATES": MAX_CANDIDATES},
-        "gather": {**shared, "MAX_CANDIDATES": MAX_CANDIDATES, **others},
-        "place": {**shared, "AT_ONCE": AT_ONCE},
+        "gather": {**best, "PARTS": parts, "MAX_CANDIDATES": MAX_CANDIDATES, "PIECES": PIECES, **sums},
+        "draw": {**shared, "AT_ONCE": AT_ONCE, "MAX_CANDIDATES": MAX_CANDIDATES, **others},
     }

@@ -161,7 +161,7 @@ def weigh_kernel(
     kept_from = tl.where(is_ranked, 0.0, floor)
     found = tl.zeros((BINS,), tl.int32)
     for block in range(first, tl.minimum(first + blocks_each, NUM_BLOCKS)):
-        ids, value = block_tokens(x, block, VOCAB, BLOCK)
+        _, value = block_tokens(x, block, VOCAB, BLOCK)
         tl.store(block_totals + row * NUM_BLOCKS + block, tl.sum(mass_of(value, best, inverse, kept_from), 0))
         if is_ranked:
             found += tl.histogram(part_of(value, best, inverse, BINS) >> PART_BITS, BINS)
