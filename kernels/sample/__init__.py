@@ -1,6 +1,6 @@
 """Draw a token per row: temperature, top-k, top-p, min-p, softmax, inverse distribution function.
 
-Bytes: a few reads of R * V fp32, from cache after the first; FLOP: about 30 * R * V.
+Bytes: a few reads of R * V fp32, from cache after the first where they fit; FLOP: about 30 * R * V.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     other over the ids. The first token whose cumulated mass exceeds point * total is drawn, never one without mass.
     A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
     """
-    clamped = _clamped(logits, settings)
     if native.runs_triton(logits):
         from kernels.sample import triton_kernel  # Triton is imported where it runs
 
-        return triton_kernel.draw_tokens(logits, clamped)
+        _check(logits, settings)
+        return triton_kernel.draw_tokens(logits, settings)
+    clamped = _clamped(logits, settings)
     if logits.device.type != "cpu" or native.library() is None:
         return reference.draw_tokens(logits, clamped)
     return cpu.draw_tokens(logits, clamped)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
+from kernels.sample.draw import draw_kernel
+from kernels.sample.gather import gather_kernel
 from kernels.sample.triton_kernel import (
     ACCEPT_AT_ONCE,
     ACCEPT_OPTIONS,
     DRAW_OPTIONS,
     OPTIONS,
     accept_kernel,
-    best_kernel,
     draw_constants,
-    draw_kernel,
-    gather_kernel,
-    weigh_kernel,
 )
+from kernels.sample.weigh import best_kernel, weigh_kernel
 
 _VOCAB_SIZE = 157184
 _SETTINGS = {"temperature": "*fp32", "top_k": "*i64", "top_p": "*fp64", "min_p": "*fp32", "points": "*fp64"}

@@ -101,7 +101,9 @@ def draw_kernel(
             ids, value = block_tokens(x, block, VOCAB, BLOCK)
             part = part_of(value, best, inverse, BINS)
             is_near = (part >> PART_BITS) <= bound
-            place = tl.atomic_add(part_counts + divided(part, parts, bound, BINS, PARTS), 1, mask=is_near)
+            place = tl.atomic_add(
+                part_counts + divided(part, parts, bound, BINS, PARTS), 1, mask=is_near, sem="relaxed"
+            )
             tl.store(order + place, ids, mask=is_near)
     if is_last(words + PLACED, tl.num_programs(1)) == 0:
         return

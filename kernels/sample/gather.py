@@ -75,7 +75,7 @@ def gather_kernel(
             ids, value = block_tokens(x, block, VOCAB, BLOCK)
             is_near = (part_of(value, best, inverse, BINS) >> PART_BITS) <= bound
             number = tl.sum(is_near.to(tl.int32), 0)
-            place = tl.atomic_add(words + FOUND, number) + tl.cumsum(is_near.to(tl.int32), 0) - 1
+            place = tl.atomic_add(words + FOUND, number, sem="relaxed") + tl.cumsum(is_near.to(tl.int32), 0) - 1
             tl.store(candidates + place, key_of(value, ids), mask=is_near)
         elif nearest <= bound:
             for piece in range(block * PIECES, block * PIECES + PIECES):
@@ -83,8 +83,8 @@ def gather_kernel(
                 part = part_of(value, best, inverse, BINS)
                 is_near = (part >> PART_BITS) <= bound
                 own = divided(part, parts, bound, BINS, PARTS)
-                tl.atomic_add(part_counts + own, tl.full(own.shape, 1, tl.int32), mask=is_near)
-                tl.atomic_add(part_masses + own, mass_of(value, best, inverse, 0.0), mask=is_near)
+                tl.atomic_add(part_counts + own, tl.full(own.shape, 1, tl.int32), mask=is_near, sem="relaxed")
+                tl.atomic_add(part_masses + own, mass_of(value, best, inverse, 0.0), mask=is_near, sem="relaxed")
     if road == FEW:
         return
     if is_last(words + GATHERED, tl.num_programs(1)):

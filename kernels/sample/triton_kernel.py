@@ -11,11 +11,13 @@ do for costs the start of its programs. A token does not depend on how many prog
 
 Bytes: R * V * 4 once from memory, then from L2 while R * V * 4 fits: one pass for a greedy row, two for one without
 rank, two and the blocks that hold candidates for a ranked row, four on the long road and R * V * 4 of ids written.
-FLOP: about 30 * R * V. V = 157184: 629 KB a row, 0.16 us at 4.0 TB/s (H20 datasheet); at few rows the launches count.
+FLOP: about 60 * R * V, half of it the histogram's. V = 157184: 629 KB a row, 0.16 us at 4.0 TB/s (H20 datasheet);
+at few rows the launches and the last programs count.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ import triton.language as tl
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.overlap import await_previous
+from kernels.sample import MIN_TEMPERATURE
 from kernels.sample.draw import draw_kernel
 from kernels.sample.gather import gather_kernel
 from kernels.sample.masses import BINS, STATE
@@ -116,8 +119,9 @@ def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.T
 
 
 def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
-    """Logits [R, V] fp32 -> ids [R] int64; temperatures are positive."""
-    return choose_tokens(logits, settings)[0]
+    """Logits [R, V] fp32 -> ids [R] int64. Settings need not be clamped; one of temperature 0 draws, too."""
+    warm = replace(settings, temperature=settings.temperature.clamp_min(MIN_TEMPERATURE))
+    return choose_tokens(logits, warm)[0]
 
 
 def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: torch.Tensor) -> torch.Tensor:

@@ -167,7 +167,7 @@ def weigh_kernel(
             found += tl.histogram(part_of(value, best, inverse, BINS) >> PART_BITS, BINS)
     bins = tl.arange(0, BINS)
     if is_ranked:
-        tl.atomic_add(histograms + row * BINS + bins, found, mask=found > 0)
+        tl.atomic_add(histograms + row * BINS + bins, found, mask=found > 0, sem="relaxed")
     words = state + row * STATE
     if is_last(words + WEIGHED, tl.num_programs(1)):
         totals = tl.load(block_totals + at, mask=all_blocks < NUM_BLOCKS, other=0)
