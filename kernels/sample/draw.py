@@ -70,16 +70,16 @@ def draw_kernel(
     row = tl.program_id(0).to(tl.int64)
     words = state + row * STATE
     road, bound, first = tl.load(words + ROAD), tl.load(words + BOUND), tl.program_id(1) * blocks_each
-    if (road == DONE) | ((road == FEW) & (first > 0)):
-        return
+    count = tl.load(words + FOUND)
     best, inverse = tl.load(bests + row), inverse_heat(tl.load(temperature + row))
     k, p, floor = row_limits(row, top_k, top_p, min_p, VOCAB)
     point = tl.load(points + row)
     blocks = tl.arange(0, BLOCKS_POW2)
     total = tl.sum(tl.load(block_totals + row * NUM_BLOCKS + blocks, mask=blocks < NUM_BLOCKS, other=0), 0)
+    if (road == DONE) | ((road == FEW) & (first > 0)):
+        return
     if road == FEW:
         candidates += row * MAX_CANDIDATES
-        count = tl.load(words + FOUND)
         if count <= FEW_CANDIDATES:
             token = draw_candidate(
                 candidates, count, best, inverse, total, k, p, floor, point, VOCAB, FEW_CANDIDATES, FEW_OTHERS

@@ -61,10 +61,11 @@ def gather_kernel(
     row = tl.program_id(0).to(tl.int64)
     words = state + row * STATE
     road, bound = tl.load(words + ROAD), tl.load(words + BOUND)
+    best, heat = tl.load(bests + row), tl.load(temperature + row)
     if road == DONE:
         return
     x, first = logits + row * VOCAB, tl.program_id(1) * blocks_each
-    best, inverse = tl.load(bests + row), inverse_heat(tl.load(temperature + row))
+    inverse = inverse_heat(heat)
     candidates += row * MAX_CANDIDATES
     parts += row * 2 * BINS
     part_counts += row * PARTS

@@ -142,11 +142,13 @@ def weigh_kernel(
     all_blocks = tl.arange(0, BLOCKS_POW2)
     at = row * NUM_BLOCKS + all_blocks
     own_bests = tl.load(block_bests + at, mask=all_blocks < NUM_BLOCKS, other=float("-inf"))
+    # All that a program needs is asked for at once, whether or not it will be used: a wait for memory is what counts.
+    heat = tl.load(temperature + row)
+    k, p, floor = row_limits(row, top_k, top_p, min_p, VOCAB)
     has_nan = tl.max((own_bests != own_bests).to(tl.int32), 0) > 0
     best = tl.max(tl.where(own_bests != own_bests, float("-inf"), own_bests), 0)
     if first == 0:
         tl.store(bests + row, tl.where(has_nan, float("nan"), best))
-    heat = tl.load(temperature + row)
     is_drawn = (heat > 0.0) & (has_nan == 0) & (tl.abs(best) < float("inf"))
     if is_drawn == 0:
         if first == 0:
@@ -155,7 +157,6 @@ def weigh_kernel(
             tl.store(token_ids + row, greedy.to(tl.int64))
         return
     x = logits + row * VOCAB
-    k, p, floor = row_limits(row, top_k, top_p, min_p, VOCAB)
     is_ranked = (k < VOCAB) | (p < 1.0)
     inverse = inverse_heat(heat)
     kept_from = tl.where(is_ranked, 0.0, floor)
