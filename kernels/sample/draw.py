@@ -101,9 +101,7 @@ def draw_kernel(
             ids, value = block_tokens(x, block, VOCAB, BLOCK)
             part = part_of(value, best, inverse, BINS)
             is_near = (part >> PART_BITS) <= bound
-            place = tl.atomic_add(
-                part_counts + divided(part, parts, bound, BINS, PARTS), 1, mask=is_near, sem="relaxed"
-            )
+            place = tl.atomic_add(part_counts + divided(part, parts, BINS), 1, mask=is_near, sem="relaxed")
             tl.store(order + place, ids, mask=is_near)
     if is_last(words + PLACED, tl.num_programs(1)) == 0:
         return
@@ -112,12 +110,12 @@ def draw_kernel(
     if (k < VOCAB) & (k < tl.load(part_counts + PARTS - 1)):
         kth = reaching_key(x, order, part_counts, part_counts, k, best, inverse, False, PARTS, AT_ONCE)
         last = tl.maximum(last, kth)
-        whole = mass_from(x, order, part_counts, part_masses, parts, bound, kth, best, inverse, BINS, PARTS, AT_ONCE)
+        whole = mass_from(x, order, part_counts, part_masses, parts, kth, best, inverse, BINS, AT_ONCE)
     if p < 1.0:
         nucleus = tl.minimum(tl.maximum(tl.ceil(p * whole.to(tl.float64)).to(tl.int64), 1), listed)
         end = reaching_key(x, order, part_counts, part_masses, nucleus, best, inverse, True, PARTS, AT_ONCE)
         last = tl.maximum(last, end)
-    kept = mass_from(x, order, part_counts, part_masses, parts, bound, last, best, inverse, BINS, PARTS, AT_ONCE)
+    kept = mass_from(x, order, part_counts, part_masses, parts, last, best, inverse, BINS, AT_ONCE)
     wanted = target_of(point, kept) + 1
     drawn = reaching_key(x, order, part_counts, part_masses, wanted, best, inverse, True, PARTS, AT_ONCE)
     tl.store(token_ids + row, id_of(drawn).to(tl.int64))

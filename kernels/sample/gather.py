@@ -83,7 +83,7 @@ def gather_kernel(
                 _, value = block_tokens(x, piece, VOCAB, BLOCK // PIECES)
                 part = part_of(value, best, inverse, BINS)
                 is_near = (part >> PART_BITS) <= bound
-                own = divided(part, parts, bound, BINS, PARTS)
+                own = divided(part, parts, BINS)
                 tl.atomic_add(part_counts + own, tl.full(own.shape, 1, tl.int32), mask=is_near, sem="relaxed")
                 tl.atomic_add(part_masses + own, mass_of(value, best, inverse, 0.0), mask=is_near, sem="relaxed")
     if road == FEW:

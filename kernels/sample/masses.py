@@ -92,12 +92,12 @@ def part_of(logits: tl.tensor, best: tl.tensor, inverse: tl.tensor, BINS: tl.con
 
 
 @triton.jit
-def divided(part: tl.tensor, parts: tl.tensor, bound: tl.tensor, BINS: tl.constexpr, PARTS: tl.constexpr) -> tl.tensor:
-    """Distances as of `part_of` -> which part of the row's; the last of all behind the bound."""
+def divided(part: tl.tensor, parts: tl.tensor, BINS: tl.constexpr) -> tl.tensor:
+    """Distances as of `part_of` -> which part of the row's; behind the bound the first that is nobody's."""
     bins = part >> PART_BITS
     first, number = tl.load(parts + bins), tl.load(parts + BINS + bins)
     within = ((part & (FINEST - 1)).to(tl.int64) * number.to(tl.int64)) >> PART_BITS
-    return tl.where(bins <= bound, first + within.to(tl.int32), PARTS - 1)
+    return first + within.to(tl.int32)
 
 
 @triton.jit

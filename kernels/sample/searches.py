@@ -64,16 +64,14 @@ def mass_from(
     counts: tl.tensor,
     masses: tl.tensor,
     parts: tl.tensor,
-    bound: tl.tensor,
     key: tl.tensor,
     best: tl.tensor,
     inverse: tl.tensor,
     BINS: tl.constexpr,
-    PARTS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ) -> tl.tensor:
     """The mass of the tokens of this key and greater ones."""
-    part = divided(part_of(value_of(key), best, inverse, BINS), parts, bound, BINS, PARTS)
+    part = divided(part_of(value_of(key), best, inverse, BINS), parts, BINS)
     start, end = _before(counts, part), tl.load(counts + part)
     return _before(masses, part) + _weight_from(x, order, start, end, key, best, inverse, True, AT_ONCE)
 
