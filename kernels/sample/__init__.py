@@ -1,11 +1,11 @@
 """Draw a token per row: temperature, top-k, top-p, min-p, softmax, inverse distribution function.
 
-Bytes: a few reads of R * V fp32, from cache after the first; FLOP: about 30 * R * V.
+Bytes: a few reads of R * V fp32, from cache after the first where they fit; FLOP: about 30 * R * V.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -34,11 +34,12 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     other over the ids. The first token whose cumulated mass exceeds point * total is drawn, never one without mass.
     A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
     """
-    clamped = _clamped(logits, settings)
     if native.runs_triton(logits):
         from kernels.sample import triton_kernel  # Triton is imported where it runs
 
-        return triton_kernel.draw_tokens(logits, clamped)
+        _check(logits, settings)
+        return triton_kernel.draw_tokens(logits, settings)
+    clamped = _clamped(logits, settings)
     if logits.device.type != "cpu" or native.library() is None:
         return reference.draw_tokens(logits, clamped)
     return cpu.draw_tokens(logits, clamped)
@@ -50,16 +51,14 @@ def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.T
     Temperature 0 takes the highest logit, ties to the lower id; with any other `draw_tokens` draws. Of a row whose
     highest logit is not finite the id means nothing, but is one. The host need not know who draws. R = 0 is valid.
     """
-    best, greedy = logits.max(dim=-1)
-    is_drawn = (settings.temperature > 0.0) & best.isfinite()
-    clamped = _clamped(logits, settings)
     if native.runs_triton(logits):
         from kernels.sample import triton_kernel
 
-        temperature = torch.where(is_drawn, clamped.temperature, 0.0)
-        drawn = triton_kernel.draw_tokens(logits, replace(clamped, temperature=temperature))
-    else:
-        drawn = draw_tokens(logits.masked_fill(~is_drawn[:, None], 0.0), settings)
+        _check(logits, settings)
+        return triton_kernel.choose_tokens(logits, settings)
+    best, greedy = logits.max(dim=-1)
+    is_drawn = (settings.temperature > 0.0) & best.isfinite()
+    drawn = draw_tokens(logits.masked_fill(~is_drawn[:, None], 0.0), settings)
     return torch.where(is_drawn, drawn, greedy), best
 
 
@@ -97,9 +96,8 @@ def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: 
 
 def _clamped(logits: torch.Tensor, settings: DrawSettings) -> DrawSettings:
     """Settings that every implementation may take literally."""
-    num_rows, vocab_size = logits.shape
-    assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
-    assert settings.points.shape == (num_rows,), f"{list(settings.points.shape)} points for {num_rows} rows"
+    _check(logits, settings)
+    vocab_size = logits.shape[1]
     return DrawSettings(
         temperature=settings.temperature.clamp_min(MIN_TEMPERATURE),
         top_k=torch.where(settings.top_k > 0, settings.top_k.clamp_max(vocab_size), vocab_size),
@@ -107,3 +105,9 @@ def _clamped(logits: torch.Tensor, settings: DrawSettings) -> DrawSettings:
         min_p=settings.min_p.clamp(0.0, 1.0),
         points=settings.points,
     )
+
+
+def _check(logits: torch.Tensor, settings: DrawSettings) -> None:
+    num_rows = len(logits)
+    assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
+    assert settings.points.shape == (num_rows,), f"{list(settings.points.shape)} points for {num_rows} rows"

@@ -5,42 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
+from kernels.sample.draw import draw_kernel
+from kernels.sample.gather import gather_kernel
 from kernels.sample.triton_kernel import (
     ACCEPT_AT_ONCE,
     ACCEPT_OPTIONS,
+    DRAW_OPTIONS,
     OPTIONS,
-    OTHERS,
     accept_kernel,
-    candidates_kernel,
     draw_constants,
-    draw_kernel,
 )
+from kernels.sample.weigh import best_kernel, weigh_kernel
 
 _VOCAB_SIZE = 157184
-_SETTINGS = {"temperature": "*fp32", "top_k": "*i64", "top_p": "*fp64", "min_p": "*fp32"}
+_SETTINGS = {"temperature": "*fp32", "top_k": "*i64", "top_p": "*fp64", "min_p": "*fp32", "points": "*fp64"}
+_BLOCKS = {"block_bests": "*fp32", "block_totals": "*i64"}
+_PARTS = {"parts": "*i32", "part_counts": "*i32", "part_masses": "*i64"}
+_HISTOGRAMS = {"histograms": "*i32", "state": "*i32"}
+_SHARE = {"token_ids": "*i64", "blocks_each": "i32"}
 
 
 def builds() -> Iterator[Build]:
     """Logits are fp32."""
+    of = draw_constants(_VOCAB_SIZE)
     yield Build(
-        name="sample candidates, 157184",
-        kernel=candidates_kernel,
+        name="sample best, 157184",
+        kernel=best_kernel,
+        arguments={"logits": "*fp32", "block_bests": "*fp32", "block_ids": "*i32", **_HISTOGRAMS, "blocks_each": "i32"},
+        constants=of["best"],
+        options=OPTIONS,
+    )
+    yield Build(
+        name="sample weigh, 157184",
+        kernel=weigh_kernel,
         arguments={
-            **{"logits": "*fp32", **_SETTINGS, "best_out": "*fp32", "total_out": "*i64"},
-            **{"count_out": "*i32", "candidates": "*i32"},
+            **{"logits": "*fp32", **_SETTINGS, **_BLOCKS, "block_ids": "*i32", **_HISTOGRAMS, **_PARTS},
+            **{"bests": "*fp32", **_SHARE},
         },
-        constants=draw_constants(_VOCAB_SIZE),
+        constants=of["weigh"],
+        options=OPTIONS,
+    )
+    yield Build(
+        name="sample gather, 157184",
+        kernel=gather_kernel,
+        arguments={
+            **{"logits": "*fp32", "temperature": "*fp32", "bests": "*fp32", "block_bests": "*fp32", "state": "*i32"},
+            **{"candidates": "*i64", **_PARTS, "blocks_each": "i32"},
+        },
+        constants=of["gather"],
         options=OPTIONS,
     )
     yield Build(
         name="sample draw, 157184",
         kernel=draw_kernel,
         arguments={
-            **{"logits": "*fp32", **_SETTINGS, "points": "*fp64", "bests": "*fp32", "totals": "*i64"},
-            **{"counts": "*i32", "candidates": "*i32", "ids": "*i64"},
+            **{"logits": "*fp32", **_SETTINGS, "bests": "*fp32", **_BLOCKS, "state": "*i32", "candidates": "*i64"},
+            **{**_PARTS, "order": "*i32", **_SHARE},
         },
-        constants={**draw_constants(_VOCAB_SIZE), "OTHERS": OTHERS},
-        options=OPTIONS,
+        constants=of["draw"],
+        options=DRAW_OPTIONS,
     )
     yield Build(
         name="sample accept",

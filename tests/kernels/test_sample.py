@@ -18,9 +18,10 @@ WHOLE: Row = (1.0, 0, 1.0, 0.0, 0.5)
 @pytest.fixture(autouse=True)
 def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tiles for the interpreter, which pays by the operation. Sums are of integers: tiles change no token."""
-    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "triton":
-        monkeypatch.setattr("kernels.sample.triton_kernel.BLOCK", 4096 if torch.cuda.is_available() else 8192)
-        monkeypatch.setattr("kernels.sample.triton_kernel.OTHERS", 16 if torch.cuda.is_available() else 512)
+    is_triton = "backend" in request.fixturenames and request.getfixturevalue("backend") == "triton"
+    if is_triton and not torch.cuda.is_available():
+        monkeypatch.setattr("kernels.sample.triton_kernel.OTHERS", 512)
+        monkeypatch.setattr("kernels.sample.triton_kernel.FEW_OTHERS", 256)
 
 
 def _settings(rows: list[Row]) -> DrawSettings:
@@ -159,6 +160,41 @@ def test_a_row_does_not_depend_on_its_batch(backend: str, data: st.DataObject) -
     together = _drawn(logits, rows)
     assert together == [_drawn(logits[r : r + 1].clone(), [rows[r]])[0] for r in range(num_rows)]
     assert all(0 <= token < vocab and math.isfinite(logits[r, token]) for r, token in enumerate(together))
+
+
+KINDS_OF_ROWS: list[Row] = [
+    (0.7, 20, 0.9, 0.0, 0.31),
+    (1.0, 0, 0.95, 0.0, 0.84),
+    (1.0, 0, 0.6, 0.02, 0.999),
+    (2.0, 900, 0.8, 0.0, 0.77),
+    (1.3, 700, 1.0, 0.01, 0.6),
+    (0.02, 1500, 1.0, 0.0, 0.9),
+    (1.0, 0, 1.0, 0.1, 0.5),
+]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 3.0, 40.0])
+def test_every_road_and_share_draws_the_same_token(
+    triton_backend: str, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """Few candidates or too many to compare, a row for one program or shared: the sums are of the same integers."""
+    module = pytest.importorskip("kernels.sample.triton_kernel")
+    vocab = 5000 if torch.cuda.is_available() else 1500
+    logits = (torch.randn(len(KINDS_OF_ROWS), vocab, generator=draw) * scale).round(decimals=2)  # some are equal
+    drawn = []
+    for changes in (
+        {"MAX_CANDIDATES": 2048},
+        {"MAX_CANDIDATES": 2048, "FEW_CANDIDATES": 64, "BLOCK": 256, "PROGRAMS": 7},
+        {"MAX_CANDIDATES": 16, "PART_TOKENS": 8, "PARTS_AT_ONCE": 128, "AT_ONCE": 128, "DRAW_PROGRAMS": 7},
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setattr(module, name, value)
+            patch.setattr(module, "draw_constants", module.draw_constants.__wrapped__)  # not what was kept
+            drawn.append(_drawn(logits, KINDS_OF_ROWS))
+    assert all(tokens == drawn[0] for tokens in drawn), drawn
+    for r, token in enumerate(drawn[0]):
+        assert _is_right(token, logits[r], KINDS_OF_ROWS[r]), f"row {r}: token {token}"
 
 
 def test_drafts_are_accepted_up_to_the_first_other_token(backend: str) -> None:
