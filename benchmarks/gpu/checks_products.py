@@ -29,7 +29,7 @@ def linear(sizes: Sizes) -> Iterator[Check]:
     for scaling in Scaling:
         weight, scale = _weight(sizes.inner, sizes.hidden, scaling)
         packed = pack_weight(weight) if scale is None else pack_fp8_weight(weight, scale, torch.bfloat16)
-        for rows in (1, sizes.rows):
+        for rows in (1, (sizes.rows + 7) // 8, sizes.rows):
             x = torch.randn(rows, sizes.hidden).to(torch.bfloat16)
             what = f"{rows} rows, {_name(scaling)}"
             yield Check.of(what, run_linear(x, packed), exact.linear(x, weight, scale), _LINEAR)
