@@ -25,7 +25,6 @@ class BailingModel:
     lm_head: LmHead
     mtp: MtpHead | None = None
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache, capture_layers: tuple[int, ...] = ()) -> ModelOutput:
         """Run a batch: write its keys and values, return logits of `batch.logit_rows`.
 

@@ -88,7 +88,6 @@ class Eagle3Head:
             )
         return self.fc(captured)
 
-    @torch.inference_mode()
     def forward(self, states: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
         """One pass over states [T, h], which are overwritten; returns the states of the next step, [T, h].
 

@@ -45,7 +45,6 @@ class MtpHead:
     layer: DecoderLayer
     final_norm: RmsNorm
 
-    @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
         """States whose logits predict token i + 2, [T, H].
 

@@ -202,7 +202,7 @@ class DraftPlanner:
 
         Where the next step is on its way already, nobody waited for the scheduler.
         """
-        if not result.is_whole or (plan.step_id % _LISTEN_EVERY and self.rests):
+        if not self._config.adaptive_drafts or not result.is_whole or (plan.step_id % _LISTEN_EVERY and self.rests):
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -223,10 +223,12 @@ class DraftPlanner:
             draft_s=times.draft_s - times.extend_s,
             host_s=0.0 if self._expected else host_s,
         )
-        # A look-up is one pass, however much it finds.
-        look_up = replace(step, num_followed=len(proposals), num_passes=0, extend_s=times.draft_s - times.extend_s)
         for method, length in self._lengths.items():
-            length.observe_step(step if method.has_kv else look_up)
+            told = step
+            if not method.has_kv:  # a look-up is one pass, however much it finds
+                extend_s = times.draft_s - times.extend_s
+                told = replace(step, num_followed=len(proposals), num_passes=0, extend_s=extend_s)
+            length.observe_step(told)
 
     def counts(self) -> DraftCounts:
         """All rounds so far."""

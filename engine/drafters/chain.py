@@ -60,7 +60,6 @@ class ChainDrafter:
         """Layers whose inputs the model's forward pass is to capture."""
         return self.model.capture_layers
 
-    @torch.inference_mode()
     def draft(
         self, plan: StepPlan, batch: Batch, output: ModelOutput, kept: Sequence[tuple[int, ...]]
     ) -> list[tuple[int, ...]]:
@@ -76,7 +75,8 @@ class ChainDrafter:
         states = self.model.first_states(output)
         if rows.num_rows < states.shape[0]:
             states = states.index_select(0, self._tensor(rows.source_rows))
-        states = self._run(states, batch, rows)
+        tables = self._tables(rows) if rows.owners else batch.block_tables[:0]
+        states = self._run(states, rows, tables)
         self.extend_s = time.perf_counter() - begin_s
         for number in range(plan.num_draft_passes):
             # The sequences that want a draft more, by their place among the rows' sequences.
@@ -86,6 +86,8 @@ class ChainDrafter:
             if len(wanting) < rows.num_rows:
                 last = np.array([rows.ends[place] - 1 for place in wanting], dtype=np.int64)
                 states = states.index_select(0, self._tensor(last))
+            if len(wanting) < len(rows.owners):
+                tables = tables.index_select(0, self._tensor(np.array(wanting, dtype=np.int64)))
             owners = [rows.owners[place] for place in wanting]
             ahead = [len(kept[owner]) + number for owner in owners]
             tokens = self._proposed(states, [plan.sequences[owner] for owner in owners], ahead) if wanting else []
@@ -94,8 +96,8 @@ class ChainDrafter:
             if not number:
                 self.extend_s = time.perf_counter() - begin_s
             if number + 1 < plan.num_draft_passes:
-                rows = further_rows(plan.sequences, rows, wanting, tokens, self._block_size)
-                states = self._run(states, batch, rows)
+                rows = further_rows(rows, wanting, tokens, self._block_size)
+                states = self._run(states, rows, tables)
         return [tuple(ids) for ids in drafts]
 
     def _proposed(self, states: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]) -> list[int]:
@@ -131,7 +133,7 @@ class ChainDrafter:
             for row, (place, mine) in enumerate(zip(places, picked, strict=True))
         }
 
-    def _run(self, states: torch.Tensor, batch: Batch, rows: DraftRows) -> torch.Tensor:
+    def _run(self, states: torch.Tensor, rows: DraftRows, tables: torch.Tensor) -> torch.Tensor:
         """One pass of the draft model."""
         return self.model.forward(
             states,
@@ -141,7 +143,7 @@ class ChainDrafter:
                 slots=self._tensor(rows.slots),
                 row_starts=self._tensor(np.array([0, *rows.ends], dtype=np.int32)),
                 context_lens=self._tensor(rows.context_lens),
-                block_tables=self._tables(rows) if rows.owners else batch.block_tables[:0],
+                block_tables=tables,
                 logit_rows=self._nothing,
             ),
             self.kv,

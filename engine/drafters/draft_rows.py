@@ -23,7 +23,7 @@ class DraftRows:
     positions: IntArray  # [T]
     slots: IntArray  # [T]
     context_lens: IntArray  # [sequences]
-    block_tables: list[Sequence[int]]  # as far as they are in use
+    block_tables: list[Sequence[int]]  # as far as this pass and those behind it use them
     source_rows: npt.NDArray[np.int64]  # [T] rows of the step whose states these start from; none for further passes
 
     @property
@@ -55,33 +55,29 @@ def following_rows(sequences: Sequence[SequencePlan], kept: Sequence[tuple[int, 
     sources = [
         np.arange(first, first + length, dtype=np.int64) for first, length in zip(first_rows, lengths, strict=True)
     ]
+    ends = [
+        start + length + sequences[o].num_proposals for o, start, length in zip(owners, starts, lengths, strict=True)
+    ]
     return _laid_out(
         owners,
         starts,
         lengths,
         token_ids,
-        [sequences[owner].block_table for owner in owners],
+        [sequences[owner].block_table[: -(-end // block_size)] for owner, end in zip(owners, ends, strict=True)],
         np.concatenate(sources) if sources else np.zeros(0, dtype=np.int64),
         block_size,
     )
 
 
-def further_rows(
-    sequences: Sequence[SequencePlan],
-    before: DraftRows,
-    places: Sequence[int],
-    token_ids: Sequence[int],
-    block_size: int,
-) -> DraftRows:
+def further_rows(before: DraftRows, places: Sequence[int], token_ids: Sequence[int], block_size: int) -> DraftRows:
     """One row more for some of the sequences of the pass before, with the tokens just drafted."""
-    owners = [before.owners[place] for place in places]
     return _laid_out(
-        owners,
+        [before.owners[place] for place in places],
         [int(before.context_lens[place]) for place in places],
-        [1] * len(owners),
+        [1] * len(places),
         token_ids,
-        [sequences[owner].block_table for owner in owners],
-        np.zeros(0, dtype=np.int64),
+        [before.block_tables[place] for place in places],
+        before.source_rows[:0],
         block_size,
     )
 
@@ -91,7 +87,7 @@ def _laid_out(
     starts: Sequence[int],
     lengths: Sequence[int],
     token_ids: Sequence[int],
-    block_tables: Sequence[Sequence[int]],
+    block_tables: list[Sequence[int]],
     source_rows: npt.NDArray[np.int64],
     block_size: int,
 ) -> DraftRows:
@@ -109,9 +105,6 @@ def _laid_out(
         positions=np.array(positions, dtype=np.int32),
         slots=np.array(slots, dtype=np.int32),
         context_lens=context_lens,
-        block_tables=[
-            table[: -(-(start + length) // block_size)]
-            for start, length, table in zip(starts, lengths, block_tables, strict=True)
-        ],
+        block_tables=block_tables,
         source_rows=source_rows,
     )
