@@ -156,7 +156,7 @@ class ClosedLoop:
 def measure(options: argparse.Namespace, console: Console) -> list[Cell]:
     """Every cell."""
     prompts = read_prompts(options.prompts, options.model)
-    engines = {drafts: build(options, drafts) for drafts in (0, *sorted({*options.drafts} - {0}))}
+    engines = {drafts: build(options, drafts) for drafts in dict.fromkeys((0, *options.drafts))}
     cells = []
     for text in TEXTS:
         for batch in options.batches:
