@@ -211,7 +211,6 @@ def grouped_swiglu(
     inner_scale = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=rows.device)
     tile = gate_up_tile(block_rows, gate_up.itemsize, scaling)
     ahead = tiles_ahead(num_tiles, num_experts, hidden, inner_size, gate_up.itemsize, tile)
-    assert not ahead or (gate_up.data_ptr() | down.data_ptr()) % 16 == 0, "weights must begin at multiples of 16 bytes"
     gate_up_kernel[(num_tiles * -(-inner_size // tile.block_out),)](
         *(x, x_scale, tiles if order is None else order.sources),
         *(gate_up, gate_up_scales, down, inner, inner_scale, tiles),
