@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-_IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def await_previous() -> None:
     """Wait until all that was launched earlier has ended and is visible; the next kernel may begin to wait, too."""
-    if _IS_COMPILED:
+    if IS_COMPILED:
         gdc_wait()
         gdc_launch_dependents()

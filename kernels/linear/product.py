@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_IS_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+from kernels.overlap import IS_COMPILED
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def prefetch(
     output's are asked for in PIECES: best such that every thread asks for one. With PAIR a second weight follows, as
     in `product`. A warp's threads ask one after another, some 50 cycles each.
     """
-    if _IS_COMPILED:
+    if IS_COMPILED:
         PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
         NUM_BYTES: tl.constexpr = PIECE * weight.dtype.element_ty.primitive_bitwidth // 8
         NUM_LINES: tl.constexpr = 2 * BLOCK_OUT if PAIR else BLOCK_OUT
@@ -103,7 +103,7 @@ def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) 
 
     Every eighth thread asks for one of 32 pieces: fewer threads cost a warp less, and pieces stay small.
     """
-    if _IS_COMPILED:
+    if IS_COMPILED:
         thread = tl.arange(0, 256)
         first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // 32)
         tl.inline_asm_elementwise(

@@ -26,7 +26,7 @@ def rms_norm_quantised(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `kernels.rms_norm.rms_norm_quantised`."""
     normed = rms_norm(x, weight, eps) if residual is None else add_rms_norm(residual, x, weight, eps)
-    return quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)
+    return _quantised(normed, scaling)
 
 
 def rms_norm_both(
@@ -34,5 +34,8 @@ def rms_norm_both(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `kernels.rms_norm.rms_norm_both`."""
     normed = add_rms_norm(residual, x, weight, eps)
-    quantised = quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)
-    return normed, *quantised
+    return normed, *_quantised(normed, scaling)
+
+
+def _quantised(normed: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise.quantise_blocks(normed) if scaling is Scaling.BLOCKS else quantise.quantise_tokens(normed)
