@@ -13,6 +13,7 @@ from scheduler.draft_choice import Choice, best_choice
 from scheduler.draft_costs import DraftCosts, DraftedStep
 from scheduler.draft_judge import BROKEN_ROUNDS, DraftJudge
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
+from scheduler.model_cost import RUN
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +26,13 @@ _DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
 _DWELL_SHARE = 0.25  # or so many of those heard so far: what is known well changes slowly
 _LEAST_DWELL = 4
 _LESSON_ROUNDS = 64  # of all sequences alike, before which nobody knows what drafts are worth
+_LESSON_STEPS = 64  # at most, that it is prolonged for until steps with and without drafts were compared
 _LESSON_DRAFTS = 3  # in each of them
 _OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the choice was not made for
-_PROBE_EVERY = 48  # steps, of which one tries other lengths
+_MORE_EVERY = 96  # steps, of which one tries a draft more
+_PLAIN_STEPS = RUN + 2  # without drafts, one after the other: the first one still verifies those asked for before
+_PLAIN_LOSS = 0.004  # of the tokens, for such steps, that tell what drafting is compared with
+_PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those known from the start
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
@@ -36,7 +41,8 @@ _TRY_FIRST = 64  # after a failure, twice as many after each further one, where 
 _TRY_ANYWAY = 4  # times as many where none does
 _TRY_SOONEST = 128  # steps, for that
 _SUCCESS = 256  # steps of drafting after which it is no failure
-_TRIAL_STEPS = 24  # for which drafting is tried then
+_TRIAL_STEPS = 32  # for which drafting is tried then
+_TRIAL_PLAIN = range(_TRIAL_STEPS // 2 - _PLAIN_STEPS // 2, _TRIAL_STEPS // 2 + _PLAIN_STEPS // 2)  # without drafts
 
 
 class DraftLength:
@@ -60,6 +66,7 @@ class DraftLength:
         self._costs = DraftCosts(measured)
         self._shared = self._odds.odds()
         self._price = 0.0  # the chance that a draft must have to be taken
+        self._since_plain = 0  # steps with drafts
         self._sampled_at = 0  # the last step in which no draft had a price
         self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
         self._num_decodes = 0  # of the batch that it was made for
@@ -143,10 +150,14 @@ class DraftLength:
         self.length, self._price = self._choice.length, self._choice.price
         if self._trial_left:
             self._try()
-        elif self._step % (_PROBE_EVERY if self._choice.length else _PROBE_EVERY_IDLE) == 0:
-            self._probe()
+        elif self._choice.length and self._is_plain_due(num_decodes):
+            self.length, self._price = 0, 0.0
+        elif self._step % (_MORE_EVERY if self._choice.length else _PROBE_EVERY_IDLE) == 0:
+            self.length, self._price = min(self._choice.length + 1, self._max_drafts), 0.0
         elif self._step % _SAMPLE_EVERY == 0:
             self._price = 0.0
+        elif self._is_learning and self.length:
+            self.length -= self._step % self.length
         if self._price <= 0.0:
             self._sampled_at = self._step
         self._num_idle = 0 if self._choice.length else self._num_idle + 1
@@ -231,7 +242,8 @@ class DraftLength:
 
     @property
     def _is_learning(self) -> bool:
-        return self._odds.num_rounds < _LESSON_ROUNDS
+        is_unsure_of_costs = self._step < _LESSON_STEPS and not self._costs.has_compared
+        return is_unsure_of_costs or self._odds.num_rounds < _LESSON_ROUNDS
 
     def _begin_lesson(self, num_able: int, num_decodes: int) -> None:
         """Until something is known all draft alike, unless drafts that are always right would not pay either."""
@@ -243,16 +255,27 @@ class DraftLength:
             f"k={self._choice.length}: {best.gain:.2f} x plain at {num_decodes} sequences if all were accepted"
         )
 
-    def _probe(self) -> None:
-        """Let all have a draft more than they do now, or none: so what they would bring or cost stays known."""
-        is_more = (self._step // _PROBE_EVERY) % 2 == 0 or not self._choice.length
-        self.length, self._price = min(self._choice.length + 1, self._max_drafts) if is_more else 0, 0.0
+    def _is_plain_due(self, num_decodes: int) -> bool:
+        """Whether all go without drafts now, so that what that would cost stays known.
+
+        The less drafting promises, the less is lost by it, and the more hangs on it.
+        """
+        every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
+        if not self._costs.is_compared(num_decodes):
+            every = _PLAIN_FIRST
+        self._since_plain += 1
+        if self._since_plain >= every:
+            self._since_plain = -_PLAIN_STEPS
+        return self._since_plain < 0
 
     def _try(self) -> None:
-        """One step of a trial: a draft for everybody. Behind the last one the draft model rests, unless drafts pay."""
+        """One step of a trial: a draft for everybody, or for nobody, so that the two can be compared.
+
+        Behind the last one the draft model rests, unless drafts pay.
+        """
         self._trial_left -= 1
         if self._trial_left:
-            self.length, self._price = 1, 0.0
+            self.length, self._price = int(self._trial_left not in _TRIAL_PLAIN), 0.0
         elif not self._choice.length:
             self._rest()
 

@@ -218,6 +218,7 @@ class DraftPlanner:
             ),
             num_passes=max(plan.num_draft_passes - 1, 0),
             num_further=sum(proposals) - len(proposals),
+            is_plain=not proposals and all(planned.num_logit_rows <= 1 for planned in plan.sequences),
             model_s=times.forward_s + times.sample_s,
             extend_s=times.extend_s,
             draft_s=times.draft_s - times.extend_s,

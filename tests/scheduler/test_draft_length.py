@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,6 +14,7 @@ from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 
 MAX_DRAFTS = 5
+LISTEN_EVERY = 16  # steps without a draft model, of which the controller hears one
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,17 @@ def step(
     )
 
 
-def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[float, DraftLength]:
-    """Tokens per second after a warm-up, of sequences of 100 steps."""
+def decode(
+    world: MadeUp,
+    batch: int,
+    num_steps: int,
+    seed: int = 0,
+    measured: Iterable[DraftedStep] = (),
+    host_share: Callable[[bool], float] = lambda is_plain: 0.0,
+) -> tuple[float, DraftLength]:
+    """Tokens per second after a warm-up, of sequences of 100 steps. `host_share`: what the controller hears of it."""
     draw = random.Random(seed)
-    control = DraftLength(MAX_DRAFTS, is_adaptive=True)
+    control = DraftLength(MAX_DRAFTS, is_adaptive=True, measured=measured)
     tokens, spent_s = 0, 0.0
     odds: list[DraftOdds | None] = [None] * batch
     left, drafts, is_sample = [0] * batch, [0] * batch, False
@@ -88,7 +96,10 @@ def decode(world: MadeUp, batch: int, num_steps: int, seed: int = 0) -> tuple[fl
             if number >= num_steps // 3:
                 tokens += accepted + 1
         spent_s += took.model_s + took.extend_s + took.draft_s if number >= num_steps // 3 else 0.0
-        control.observe_step(took)
+        share = host_share(not is_following)
+        if is_following or number % LISTEN_EVERY == 0:
+            host_s = share * (took.model_s + took.extend_s + took.draft_s)
+            control.observe_step(replace(took, is_plain=not num_drafted + sum(wanted), host_s=host_s))
         drafts, is_sample = wanted, control.is_sampling
     return tokens / spent_s, control
 
@@ -104,6 +115,38 @@ def test_nearly_the_best_fixed_length_and_never_far_below_plain(
     best = max(world.rate(batch, drafts) for drafts in range(MAX_DRAFTS + 1))
     assert rate > 0.95 * best, f"{rate / best:.3f} of the best; {control.reason}"
     assert rate > 0.97 * world.rate(batch, 0)
+
+
+@pytest.mark.parametrize("odds", [0.02, 0.3, 0.6])
+@pytest.mark.parametrize("batch", [1, 4, 16, 64])
+@pytest.mark.parametrize("factor", [0.6, 1.6])
+def test_costs_that_were_measured_in_a_bad_moment_do_not_last(odds: float, batch: int, factor: float) -> None:
+    """What a plain step takes is `factor` times as much, if one believes the steps before the first request."""
+    world = MadeUp(odds=odds, per_row=0.05, per_pass=0.3)
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    truth = [step(rows, world.model_s(rows), rows, [2] * rows, world.pass_s()) for rows in sizes]
+    measured = [replace(one, model_s=one.model_s * (factor if one.num_rows <= batch else 1.0)) for one in truth]
+    rate, control = decode(world, batch, 6000, measured=measured)
+    best = max(world.rate(batch, drafts) for drafts in range(MAX_DRAFTS + 1))
+    assert rate > 0.95 * best, f"{rate / best:.3f} of the best; {control.reason}"
+    assert rate > 0.97 * world.rate(batch, 0), f"{rate / world.rate(batch, 0):.3f} of plain; {control.reason}"
+
+
+@pytest.mark.parametrize("num_lucky", [0, 1, 2, 5])
+def test_a_host_that_was_busy_once_does_not_last(num_lucky: int) -> None:
+    """The scheduler takes next to nothing; once, in a step without a draft model, something else had the processor."""
+    world = MadeUp(odds=0.3, per_row=0.05, per_pass=0.3)
+    num_plain = 0
+
+    def host_share(is_plain: bool) -> float:
+        nonlocal num_plain
+        if not is_plain:
+            return 0.05
+        num_plain += 1
+        return 100.0 if LISTEN_EVERY * num_lucky < num_plain <= LISTEN_EVERY * (num_lucky + 1) else 0.05
+
+    rate, control = decode(world, 16, 6000, host_share=host_share)
+    assert rate > 0.97 * world.rate(16, 0), f"{rate / world.rate(16, 0):.3f} of plain; {control.reason}"
 
 
 def test_passes_that_other_ranks_alone_asked_for_tell_nothing() -> None:
@@ -136,7 +179,8 @@ def test_drafting_comes_back_when_the_text_gets_easier() -> None:
                 # Hard text lets one draft in ten pass, so that the head does not look broken.
                 num_accepted = drafts if accepts or number % 10 == 0 else 0
             control.observe_round(odds, drafts, num_accepted, num_accepted, is_sample=control.is_sampling)
-            control.observe_step(step(1 + drafts, 1e-3 * (1 + 0.15 * drafts), 1, [drafts], 1e-3 * 0.15))
+            took = step(1 + drafts, 1e-3 * (1 + 0.15 * drafts), 1, [drafts], 1e-3 * 0.15)
+            control.observe_step(replace(took, is_plain=drafts == 0))
         lengths[phase] = control.reason.split(":")[0]
     assert lengths == {"hard": "k=0", "easy": "k=5"}
 
@@ -233,23 +277,30 @@ def test_the_scheduler_is_part_of_what_a_step_costs() -> None:
     costs = DraftCosts([step(rows, 1.0, rows, [2] * rows, 0.5) for rows in (8, 16)])
     assert costs.plain_s(8) == pytest.approx(1.0)
     for _ in range(200):
-        costs.observe(replace(step(8, 1.0), host_s=0.1))
+        costs.observe(replace(step(8, 1.0), is_plain=True, host_s=0.1))
         costs.observe(replace(step(16, 1.0, 16, [1] * 8, 0.5), host_s=0.6))
-    assert costs.plain_s(8) == pytest.approx(1.1)
-    assert costs.drafted_s(16, 16.0, [], 12.0, follows_prompts=True) == pytest.approx(1.5 * 1.4)
+    assert costs.plain_s(8) == pytest.approx(1.1, rel=1e-3)
+    assert costs.drafted_s(16, 16.0, [], 12.0, follows_prompts=True) == pytest.approx(1.5 * 1.4, rel=1e-2)
 
 
 def test_at_first_all_draft_alike_unless_that_could_never_pay() -> None:
-    """What is expected before anything is known must neither keep drafts from being tried nor choose among them."""
-    for per_row, follow_s, length in ((0.05, 0.01, 3), (1.0, 0.3, 0)):
+    """What is expected before anything is known must neither keep drafts from being tried nor choose among them.
+
+    All lengths are tried, so that it is known what each costs.
+    """
+    for per_row, follow_s, lengths in ((0.05, 0.01, {1, 2, 3}), (1.0, 0.3, {0})):
         measured = [
             step(rows, 1.0 + per_row * rows, rows, [2] * rows, follow_s * rows) for rows in (1, 2, 4, 8, 16, 32, 64)
         ]
         control = DraftLength(MAX_DRAFTS, is_adaptive=True, measured=measured)
         odds = [control.new_odds() for _ in range(8)]
-        control.begin_step(8, odds)
-        assert {control.length_for(mine, MAX_DRAFTS) for mine in odds} == {length}
-        assert control.is_sampling == (length > 0)
+        seen = set()
+        for _ in range(3):
+            control.begin_step(8, odds)
+            (length,) = {control.length_for(mine, MAX_DRAFTS) for mine in odds}
+            assert control.is_sampling == (length > 0)
+            seen.add(length)
+        assert seen == lengths
 
 
 def test_promises_are_held_against_what_came_of_them() -> None:

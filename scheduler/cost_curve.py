@@ -1,0 +1,106 @@
+"""What something costs by its size, from measurements that fade."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_PER_OCTAVE = 4  # buckets of sizes; up to 8 each size has its own
+_DECAY = 0.97  # of what was known, by each new measurement
+_FADING = 0.9985  # of what a size's measurements weigh, by each one of any size
+_MOST_RATIO = 3.0  # that one measurement counts for, either way: the machine was busy elsewhere for a moment
+_LEAST_S = 1e-9  # a part of a step that took no time by the clock
+_SLOPE = 0.1  # of the time for as much more as there is, while only one size is measured
+_STALE = 4  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
+
+
+def bucket(size: float) -> int:
+    """Sizes of one bucket are not told apart."""
+    return round(size) if size <= 8 else 8 + round(_PER_OCTAVE * math.log2(size / 8))
+
+
+@dataclass(slots=True)
+class _Average:
+    """A fading geometric mean, and where it was taken.
+
+    Not an arithmetic one: the pace follows ratios, and what the two make of the same noise would drift apart.
+    """
+
+    at: float
+    seconds: float
+    count: float = 0.0  # of measurements, fading
+    added_at: int = 0  # the measurement of the curve that was added last
+
+    def move(self, at: float, ratio: float, number: int, count: float = 1.0) -> None:
+        """Take in a measurement that was `ratio` times the mean."""
+        self.count = self.count * _FADING ** (number - self.added_at) + count
+        self.added_at = number
+        # A single slow step (the machine was busy elsewhere) shall not decide.
+        ratio = min(max(ratio, 1.0 / _MOST_RATIO), _MOST_RATIO)
+        weight = max(1.0 - _DECAY**count, count / self.count)
+        self.seconds *= ratio**weight
+        self.at += weight * (at - self.at)
+
+
+class CostCurve:
+    """Seconds by size, from averages in buckets: more never seems cheaper."""
+
+    def __init__(self) -> None:
+        self._averages: dict[int, _Average] = {}
+        self._ats: list[float] = []
+        self._seconds: list[float] = []
+        self._num_new = 0  # measurements since the points were drawn
+        self._number = 0  # of the last one
+
+    def observe(self, size: float, seconds: float, count: float = 1.0) -> float:
+        """Take in a measurement that counts for so many. Returns how many times what was known of that size it was."""
+        seconds = max(seconds, _LEAST_S)
+        average = self._averages.setdefault(bucket(size), _Average(size, seconds, added_at=self._number))
+        ratio = seconds / average.seconds
+        self._move(average, size, ratio, count)
+        return ratio
+
+    def knows(self, size: float) -> bool:
+        """Whether about that size was measured."""
+        return bucket(size) in self._averages
+
+    def move(self, size: float, ratio: float, count: float = 1.0) -> None:
+        """Take in a measurement of a size that is known, that was `ratio` times that."""
+        self._move(self._averages[bucket(size)], size, ratio, count)
+
+    def _move(self, average: _Average, size: float, ratio: float, count: float) -> None:
+        self._number += 1
+        self._num_new += 1 if average.count >= _STALE else _STALE
+        average.move(size, ratio, self._number, count)
+
+    def seconds(self, size: float) -> float | None:
+        """On the line through the two points next to `size`; None where nothing is known."""
+        if not self._averages:
+            return None
+        if self._num_new >= _STALE:
+            self._pool()
+        ats, seconds = self._ats, self._seconds
+        if len(ats) == 1:
+            return max(seconds[0] * (1.0 + _SLOPE * (size / ats[0] - 1.0)), 0.2 * seconds[0])
+        right = min(max(bisect_left(ats, size), 1), len(ats) - 1)
+        left = right - 1
+        slope = (seconds[right] - seconds[left]) / max(ats[right] - ats[left], 1e-9)
+        return max(seconds[left] + slope * (size - ats[left]), 0.2 * seconds[left])
+
+    def _pool(self) -> None:
+        """Average neighbours that contradict the order (pool adjacent violators), by their numbers of measurements."""
+        pools: list[list[_Average]] = []
+        for average in sorted(self._averages.values(), key=lambda average: average.at):
+            pools.append([average])
+            while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
+                pools[-2:] = [pools[-2] + pools[-1]]
+        self._num_new = 0
+        self._ats = [average.at for pool in pools for average in pool]
+        self._seconds = [_mean(pool) for pool in pools for _ in pool]
+
+
+def _mean(pool: Sequence[_Average]) -> float:
+    weights = [min(average.count, 10.0) for average in pool]
+    return sum(w * average.seconds for w, average in zip(weights, pool, strict=True)) / sum(weights)
