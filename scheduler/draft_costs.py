@@ -115,13 +115,9 @@ class DraftCosts:
         known = [self._pass.seconds(num) for num in wanting if num > 0]
         return sum(self.extend_s(wanting[0]) if seconds is None else seconds for seconds in known)
 
-    def is_compared(self, num_decodes: int) -> bool:
-        """Whether it was measured what so many sequences take without drafts, beside what they take with them."""
-        return self._model.is_compared(num_decodes)
-
     @property
     def has_compared(self) -> bool:
-        """Whether it was for any number."""
+        """Whether steps with and without drafts were ever held against each other."""
         return self._model.has_compared
 
     def plain_s(self, num_decodes: int) -> float:

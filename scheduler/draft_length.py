@@ -67,6 +67,7 @@ class DraftLength:
         self._shared = self._odds.odds()
         self._price = 0.0  # the chance that a draft must have to be taken
         self._since_plain = 0  # steps with drafts
+        self._compared: set[int] = set()  # octaves of numbers of decodes that were compared with and without drafts
         self._sampled_at = 0  # the last step in which no draft had a price
         self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
         self._num_decodes = 0  # of the batch that it was made for
@@ -261,11 +262,11 @@ class DraftLength:
         The less drafting promises, the less is lost by it, and the more hangs on it.
         """
         every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
-        if not self._costs.is_compared(num_decodes):
-            every = _PLAIN_FIRST
+        octave = num_decodes.bit_length()
         self._since_plain += 1
-        if self._since_plain >= every:
+        if self._since_plain >= (every if octave in self._compared else _PLAIN_FIRST):
             self._since_plain = -_PLAIN_STEPS
+            self._compared.add(octave)
         return self._since_plain < 0
 
     def _try(self) -> None:

@@ -12,8 +12,6 @@ are compared with those that verify by runs of each kind, at their ends.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from scheduler.cost_curve import CostCurve, bucket
 
 RUN = 6  # steps of one kind, one after the other, after which they can be compared with the other kind
@@ -34,7 +32,7 @@ class ModelCost:
         self._is_plain = False
         self._num_run = 0  # steps of its kind in a row
         self._other: tuple[int, float] | None = None  # rows and pace of the other kind, before this run
-        self._num_compared: Counter[int] = Counter()  # by bucket of the rows without drafts
+        self.has_compared = False  # steps with and without drafts
 
     def know(self, num_rows: int, seconds: float, count: float) -> None:
         """Take in what is known from the start, worth so many measurements."""
@@ -62,18 +60,9 @@ class ModelCost:
         seconds = self._curve.seconds(num_rows)
         return 1.0 if seconds is None else seconds
 
-    def is_compared(self, num_rows: int) -> bool:
-        """Whether steps of about so many rows without drafts were ever held against steps with drafts."""
-        return self._num_compared[bucket(num_rows)] > 0
-
-    @property
-    def has_compared(self) -> bool:
-        """Whether any were."""
-        return bool(self._num_compared)
-
     def _compare(self, num_rows: int, pace: float) -> None:
         """Hold this run against the one before it, at whose end there were so many rows at that pace."""
-        self._num_compared[bucket(self._num_rows if self._is_plain else num_rows)] += 1
+        self.has_compared = True
         if bucket(num_rows) != bucket(self._num_rows):
             ratio = self.pace / pace
             self._curve.move(self._num_rows, ratio, RUN)
