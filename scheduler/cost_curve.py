@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PER_OCTAVE = 4  # buckets of sizes; up to 8 each size has its own
@@ -13,7 +12,9 @@ _FADING = 0.9985  # of what a size's measurements weigh, by each one of any size
 _MOST_RATIO = 3.0  # that one measurement counts for, either way: the machine was busy elsewhere for a moment
 _LEAST_S = 1e-9  # a part of a step that took no time by the clock
 _SLOPE = 0.1  # of the time for as much more as there is, while only one size is measured
-_STALE = 4  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
+_STALE = 16  # measurements that a curve may lag behind: drawing it anew takes longer than it changes in so many
+_FEW = 4  # measurements of a size, before which each one draws it anew
+_MOST_WEIGHT = 10.0  # of a size among those that it contradicts
 
 
 def bucket(size: float) -> int:
@@ -72,7 +73,7 @@ class CostCurve:
 
     def _move(self, average: _Average, size: float, ratio: float, count: float) -> None:
         self._number += 1
-        self._num_new += 1 if average.count >= _STALE else _STALE
+        self._num_new += 1 if average.count >= _FEW else _STALE
         average.move(size, ratio, self._number, count)
 
     def seconds(self, size: float) -> float | None:
@@ -91,16 +92,15 @@ class CostCurve:
 
     def _pool(self) -> None:
         """Average neighbours that contradict the order (pool adjacent violators), by their numbers of measurements."""
-        pools: list[list[_Average]] = []
-        for average in sorted(self._averages.values(), key=lambda average: average.at):
-            pools.append([average])
-            while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
-                pools[-2:] = [pools[-2] + pools[-1]]
+        averages = sorted(self._averages.values(), key=lambda average: average.at)
+        pools: list[tuple[float, float, int]] = []  # weight, weighted seconds, averages
+        for average in averages:
+            weight = min(average.count, _MOST_WEIGHT)
+            total, num = weight * average.seconds, 1
+            while pools and pools[-1][1] * weight >= total * pools[-1][0]:
+                before = pools.pop()
+                weight, total, num = weight + before[0], total + before[1], num + before[2]
+            pools.append((weight, total, num))
         self._num_new = 0
-        self._ats = [average.at for pool in pools for average in pool]
-        self._seconds = [_mean(pool) for pool in pools for _ in pool]
-
-
-def _mean(pool: Sequence[_Average]) -> float:
-    weights = [min(average.count, 10.0) for average in pool]
-    return sum(w * average.seconds for w, average in zip(weights, pool, strict=True)) / sum(weights)
+        self._ats = [average.at for average in averages]
+        self._seconds = [total / weight for weight, total, num in pools for _ in range(num)]

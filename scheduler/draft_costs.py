@@ -28,6 +28,7 @@ class DraftedStep:
     num_rows: int  # prompt chunks, roots and drafts
     num_prompt_rows: int = 0  # of them
     num_tokens: int = 0  # committed
+    num_decodes: int = 0  # sequences that these are of
     num_followed: int = 0  # rows that the draft model followed, from which come the first drafts
     num_passes: int = 0  # of the draft model behind that, one for each draft more
     num_further: int = 0  # drafts that these made
@@ -120,7 +121,11 @@ class DraftCosts:
         """Whether steps with and without drafts were ever held against each other."""
         return self._model.has_compared
 
-    def plain_s(self, num_decodes: int) -> float:
+    def paced_s(self, step: DraftedStep) -> float:
+        """Seconds of a step at the pace of 1."""
+        return (step.model_s + step.extend_s + step.draft_s + step.host_s) / self._model.pace
+
+    def plain_s(self, num_decodes: float) -> float:
         """Seconds of a step without drafts and without a draft model, and of what its tokens bring of prompts."""
         chunk, often = self._prompts(num_decodes)
         device_s = (1.0 - often) * self.model_s(num_decodes) + often * self.model_s(num_decodes + chunk)

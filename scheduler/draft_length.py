@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.draft_choice import Choice, best_choice
 from scheduler.draft_costs import DraftCosts, DraftedStep
+from scheduler.draft_delivery import Delivery
 from scheduler.draft_judge import BROKEN_ROUNDS, DraftJudge
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 from scheduler.model_cost import RUN
@@ -32,6 +33,7 @@ _OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the c
 _MORE_EVERY = 96  # steps, of which one tries a draft more
 _PLAIN_STEPS = RUN + 2  # without drafts, one after the other: the first one still verifies those asked for before
 _PLAIN_LOSS = 0.004  # of the tokens, for such steps, that tell what drafting is compared with
+_BURST = 2 * RUN  # steps heard one after the other, while costs are known
 _PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those known from the start
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
@@ -63,10 +65,13 @@ class DraftLength:
         self._judge = DraftJudge() if is_judged else None
         self._odds = SharedOdds(max_drafts)
         self._truth = Truth()
+        self._delivery = Delivery()
+        self._promised = 0.0  # of the present choice, by odds and costs alone; 0 where it promised nothing
         self._costs = DraftCosts(measured)
         self._shared = self._odds.odds()
         self._price = 0.0  # the chance that a draft must have to be taken
         self._since_plain = 0  # steps with drafts
+        self._plain_every: float = _PLAIN_FIRST  # so many of them
         self._compared: set[int] = set()  # octaves of numbers of decodes that were compared with and without drafts
         self._sampled_at = 0  # the last step in which no draft had a price
         self._choice = Choice(length=max_drafts, price=0.0, gain=1.0)  # outside probes and trials
@@ -114,6 +119,14 @@ class DraftLength:
         """See `DraftCosts`."""
         return self._costs.error
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether it wants to hear of a step: before and behind those without drafts, and now and then."""
+        if not self._choice.length or self._trial_left or self._is_learning:
+            return True
+        is_near_plain = self._since_plain < _BURST or self._since_plain > self._plain_every - _BURST
+        return is_near_plain or self._step % _MORE_EVERY < _BURST
+
     def follows_next(self) -> bool:
         """Whether the draft model shall follow a sequence that starts now."""
         if not self.is_off:
@@ -123,6 +136,7 @@ class DraftLength:
         self._trial_left, self._turned_at = _TRIAL_STEPS, self._step
         self._odds.doubt()
         self._truth.doubt()
+        self._delivery.doubt()
         self._is_worth_following, self._is_promising = self._is_promising, False
         return True
 
@@ -201,8 +215,11 @@ class DraftLength:
 
     def observe_step(self, step: DraftedStep) -> None:
         """Hear what a step took."""
-        if self._is_adaptive:
-            self._costs.observe(step)
+        if not self._is_adaptive:
+            return
+        self._costs.observe(step)
+        if self._promised and not (step.is_plain and not self.length):
+            self._delivery.add(step, self._costs.paced_s(step))
 
     def _is_due(self, num_decodes: int) -> bool:
         """Whether it is time to choose anew: for another batch, after a while, or after many rounds."""
@@ -222,6 +239,8 @@ class DraftLength:
         For that, all are counted as if they were followed.
         """
         self._shared = self._odds.odds()
+        self._delivery.settle(self._promised, self._costs)
+        self._promised = 0.0
         is_new = self._is_other_batch(num_decodes) or self._trial_left > 0
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
@@ -229,15 +248,18 @@ class DraftLength:
             self._begin_lesson(len(drafting) + num_others, num_decodes)
             return
         chances = [reach(odds.given(self._shared)) for odds in drafting]
-        truth = self._truth.factor
+        truth, delivered = self._truth.factor, self._delivery.factor
         best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
-        self._promise = best.gain if is_new else self._promise + _NEWS * (best.gain - self._promise)
+        gain = best.gain * delivered
+        self._promise = gain if is_new else self._promise + _NEWS * (gain - self._promise)
         pays = self._is_worth_following = self._promise > (_STAY if self._is_worth_following else _GAIN)
         if not pays:  # the others stay as they are
             best = best_choice(chances, num_decodes, self._costs, truth, follows_prompts=False)
-            pays = best.gain > (_STAY if self._choice.length else _GAIN)
+            gain = best.gain * delivered
+            pays = gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
-        self.reason = f"k={self._choice.length}: {best.gain:.2f} x plain expected at {num_decodes} sequences"
+        self._promised = best.gain if pays and not num_others else 0.0
+        self.reason = f"k={self._choice.length}: {gain:.2f} x plain expected at {num_decodes} sequences"
         if not pays:
             self._num_idle = _PATIENCE - 1
 
@@ -261,10 +283,12 @@ class DraftLength:
 
         The less drafting promises, the less is lost by it, and the more hangs on it.
         """
-        every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
+        self._plain_every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
         octave = num_decodes.bit_length()
+        if octave not in self._compared:
+            self._plain_every = _PLAIN_FIRST
         self._since_plain += 1
-        if self._since_plain >= (every if octave in self._compared else _PLAIN_FIRST):
+        if self._since_plain >= self._plain_every:
             self._since_plain = -_PLAIN_STEPS
             self._compared.add(octave)
         return self._since_plain < 0
@@ -290,7 +314,8 @@ class DraftLength:
         if self.is_off and num_others and self._is_other_batch(num_decodes):
             self._num_decodes = num_decodes
             typical = [reach(self._shared)] * num_others
-            self._is_promising = best_choice(typical, num_decodes, self._costs, self._truth.factor).gain > _GAIN
+            best = best_choice(typical, num_decodes, self._costs, self._truth.factor)
+            self._is_promising = best.gain * self._delivery.factor > _GAIN
 
     def _break(self, tau: float) -> None:
         """Draft no more: such a head is wired wrongly or made for another model."""

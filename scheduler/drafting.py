@@ -198,11 +198,13 @@ class DraftPlanner:
                 tally.add(num_drafted, num_accepted, num_kept)
 
     def end_step(self, plan: StepPlan, result: StepResult, host_s: float) -> None:
-        """Learn what a step cost, `host_s` of it the scheduler. While nothing drafts, one in a while tells enough.
+        """Learn what a step cost, `host_s` of it the scheduler. Where nobody listens, it tells nothing new.
 
         Where the next step is on its way already, nobody waited for the scheduler.
         """
-        if not self._config.adaptive_drafts or not result.is_whole or (plan.step_id % _LISTEN_EVERY and self.rests):
+        if not self._config.adaptive_drafts or not result.is_whole:
+            return
+        if plan.step_id % _LISTEN_EVERY if self.rests else not any(map(_is_listening, self._lengths.values())):
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -211,6 +213,7 @@ class DraftPlanner:
             num_rows=plan.num_rows,
             num_prompt_rows=sum(map(_num_prompt_rows, plan.sequences)),
             num_tokens=sum(num_kept),
+            num_decodes=sum(kept > 0 for kept in num_kept),
             num_followed=sum(
                 _num_prompt_rows(planned) + kept
                 for planned, kept in zip(plan.sequences, num_kept, strict=True)
@@ -270,6 +273,10 @@ class DraftPlanner:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
         return min(left, self._config.context_limit - len(sequence.tokens)) - 1
+
+
+def _is_listening(length: DraftLength) -> bool:
+    return length.is_listening
 
 
 def _num_prompt_rows(planned: SequencePlan) -> int:

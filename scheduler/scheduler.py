@@ -47,6 +47,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._num_promised = 0  # blocks of this step for sequences that others made way for
         self._times = StepTimes()  # of all steps together
+        self._learning_s = 0.0  # what the last step cost
         self._planning_s = 0.0  # of the step that was planned last, as long as the device waited for it
 
     @property
@@ -115,7 +116,9 @@ class Scheduler:
                 deltas.append(delta)
         self._add_times(result.times)
         if not self._drafting.is_idle:
-            self._drafting.end_step(plan, result, self._planning_s + self._clock() - now_s)
+            end_s = self._clock()
+            self._drafting.end_step(plan, result, self._planning_s + self._learning_s + end_s - now_s)
+            self._learning_s = self._clock() - end_s
         return deltas
 
     def is_steady(self, plan: StepPlan) -> bool:

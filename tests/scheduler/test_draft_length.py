@@ -86,6 +86,7 @@ def decode(
             wanted,
             world.pass_s(),
         )
+        num_tokens = batch
         for i in range(batch):
             accepted = 0
             while accepted < drafts[i] and draw.random() < world.odds:
@@ -93,13 +94,16 @@ def decode(
             mine = odds[i]
             if drafts[i] and mine is not None:
                 control.observe_round(mine, drafts[i], accepted, accepted, is_sample=is_sample)
-            if number >= num_steps // 3:
-                tokens += accepted + 1
+            num_tokens += accepted
+        tokens += num_tokens if number >= num_steps // 3 else 0
         spent_s += took.model_s + took.extend_s + took.draft_s if number >= num_steps // 3 else 0.0
         share = host_share(not is_following)
-        if is_following or number % LISTEN_EVERY == 0:
+        if control.is_listening if is_following else number % LISTEN_EVERY == 0:
             host_s = share * (took.model_s + took.extend_s + took.draft_s)
-            control.observe_step(replace(took, is_plain=not num_drafted + sum(wanted), host_s=host_s))
+            is_plain = not num_drafted + sum(wanted)
+            control.observe_step(
+                replace(took, num_tokens=num_tokens, num_decodes=batch, is_plain=is_plain, host_s=host_s)
+            )
         drafts, is_sample = wanted, control.is_sampling
     return tokens / spent_s, control
 
