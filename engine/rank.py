@@ -152,7 +152,7 @@ class Rank:
             if not agreed.has_work:
                 deltas = self._engine.commit(plan, StepResult(step_id=plan.step_id, sequences=()))
                 self._publish(refusals + deltas)
-                self._engine.check_integrity()
+                self._engine.check_when_idle()
                 self._lockstep.sleep()
                 return True
             plan, is_steady = _as_agreed(plan, agreed), agreed.is_steady

@@ -70,11 +70,11 @@ class BlockPool:
             assert len(set(table)) == len(table), f"a block stands twice in one table: {table}"
             for block in table:
                 owners[block] += 1
+                assert block not in self._free, f"free block {block} has an owner"
         if owners != self._owners:
             wrong = [(b, self._owners[b], n) for b, n in enumerate(owners) if n != self._owners[b]]
             raise AssertionError(f"blocks with (id, owners counted, owners found): {wrong[:8]}")
-        num_owned = sum(map(bool, owners))
+        num_owned = len(owners) - owners.count(0)
         assert num_owned + len(self._free) == len(owners), (
             f"{num_owned} owned + {len(self._free)} free blocks of {len(owners)}"
         )
-        assert not any(owners[block] for block in self._free), "a free block has owners"

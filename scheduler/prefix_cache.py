@@ -65,5 +65,7 @@ class PrefixCache:
         """Assert that the two directions agree."""
         assert len(self._block_of) == len(self._key_of), f"{len(self._block_of)} keys, {len(self._key_of)} blocks"
         assert self._followed <= self._key_of.keys(), "a block is followed and not published"
-        for block, key in self._key_of.items():
-            assert self._block_of[key] == block, f"block {block} is published, its key leads to {self._block_of[key]}"
+        found = list(map(self._block_of.get, self._key_of.values()))
+        assert found == list(self._key_of), (
+            f"published blocks {list(self._key_of)[:8]}.., their keys lead to {found[:8]}.."
+        )

@@ -75,6 +75,29 @@ def test_a_lost_block_is_found_when_the_work_is_done() -> None:
         engine.step()
 
 
+def test_checks_take_a_hundredth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks one question after the other shall not wait for one behind each answer."""
+    scheduler = Scheduler(CONFIG, clock=lambda: 0.0)
+    engine = Engine(scheduler, SimulatedRunner(block_size=CONFIG.block_size))
+    now_s, checks = 0.0, []
+
+    def check() -> None:
+        nonlocal now_s
+        checks.append(now_s)
+        now_s += 2.0
+
+    monkeypatch.setattr(scheduler, "check", check)
+    monkeypatch.setattr("engine.engine.time.perf_counter", lambda: now_s)
+    for at_s in (1.0, 4.0, 202.0, 204.0, 300.0):
+        now_s = at_s
+        engine.check_when_idle()
+    assert checks == [1.0, 204.0]
+    engine.add(request("r", max_tokens=2))
+    now_s = 900.0
+    engine.check_when_idle()
+    assert len(checks) == 2, "it is not idle"
+
+
 class VerifyingRunner:
     """Yields several tokens for a row of logits, as a verify would."""
 
