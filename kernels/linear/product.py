@@ -98,19 +98,20 @@ def prefetch(
 
 
 @triton.jit
-def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
-    """Have NUM_BYTES that follow one another brought to the L2 cache, if wanted, as `prefetch` does. 512 divides them.
+def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr, PIECES: tl.constexpr = 32) -> None:
+    """Have NUM_BYTES that follow one another brought to the L2 cache, as `prefetch` does. 16 * PIECES divides them.
 
-    Every eighth thread asks for one of 32 pieces: fewer threads cost a warp less, and pieces stay small.
+    Every eighth thread asks for one of PIECES, if wanted, of all or of each of 8 * PIECES threads: fewer cost a warp
+    less, and pieces stay small.
     """
     if IS_COMPILED:
-        thread = tl.arange(0, 256)
-        first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // 32)
+        thread = tl.arange(0, 8 * PIECES)
+        first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // PIECES)
         tl.inline_asm_elementwise(
             "{ .reg .pred asks; setp.ne.s32 asks, $3, 0; "
             "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
             constraints="=r,l,r,r",
-            args=[first_byte, NUM_BYTES // 32, ((thread % 8 == 0) & is_wanted).to(tl.int32)],
+            args=[first_byte, NUM_BYTES // PIECES, ((thread % 8 == 0) & is_wanted).to(tl.int32)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
