@@ -175,13 +175,15 @@ def product(
         if NEXT_BYTES > 0 and step == LAST_LOADS:  # after the loop memory would have been idle for a moment
             prefetch_span(next_weight, is_next_wanted, NEXT_BYTES)
         start = step * BLOCK_IN
-        x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        # Weights first: they need not wait for the load that tells where rows lie.
         weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        if PAIR:
+            second_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
         row_scales = _along_rows(row_scale, ROWS_LEFT)
         first = _accumulate(first, x_tile, weight_tile, row_scales * block_scale, SCALING, ROWS_LEFT)
         if PAIR:
-            weight_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
-            second = _accumulate(second, x_tile, weight_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
+            second = _accumulate(second, x_tile, second_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
         if SCALING == "blocks":  # one step ahead, so that no product waits for its scales
             block = tl.minimum(step + 1, NUM_STEPS - 1)
             row_scale, block_scale = tl.load(x_scale_at + block), tl.load(weight_scale_at + block)
