@@ -19,7 +19,7 @@ from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.launched import launched
 from kernels.linear import Fp8Rows
-from kernels.linear.product import prefetch, prefetch_span, product
+from kernels.linear.product import prefetch, prefetch_span, product, tile_places, tile_rows
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
 from kernels.permute import RowOrder
@@ -84,8 +84,7 @@ def gate_up_kernel(
     expert, first_row, end = _tile(tiles, tile, num_rows, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    rows = tl.minimum(row, end - 1).to(tl.int64)
+    row, rows = tile_rows(first_row, end, BLOCK_ROWS)
     x_rows = rows
     if HAS_SOURCES:
         x_rows = tl.load(sources + rows).to(tl.int64)
@@ -108,8 +107,7 @@ def gate_up_kernel(
         is_next_wanted=tile < TILES_AHEAD,
         NEXT_BYTES=DOWN_BYTES if TILES_AHEAD > 0 and not ONE_EXPERT else 0,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
+    at, is_wanted = tile_places(row, rows, end, first_out, INNER, BLOCK_OUT)
     swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
     if inner.dtype.element_ty == tl.float8e4nv:
         swiglu = tl.where(is_wanted, swiglu, 0.0)
@@ -118,7 +116,7 @@ def gate_up_kernel(
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
-    tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
+    tl.store(inner + at, result, mask=is_wanted)
 
 
 @launched
@@ -156,8 +154,7 @@ def down_kernel(
     expert, first_row, end = _tile(tiles, tile, num_rows, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    rows = tl.minimum(row, end - 1).to(tl.int64)
+    row, rows = tile_rows(first_row, end, BLOCK_ROWS)
     sums, _ = product(
         inner,
         inner_scale,
@@ -174,9 +171,8 @@ def down_kernel(
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_IN=BLOCK_IN,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
-    tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
+    at, is_wanted = tile_places(row, rows, end, first_out, HIDDEN, BLOCK_OUT)
+    tl.store(out + at, sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
 def grouped_swiglu(

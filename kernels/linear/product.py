@@ -63,6 +63,27 @@ def _load(at: tl.tensor, k: tl.tensor, NUM_IN: tl.constexpr, BLOCK_IN: tl.conste
 
 
 @triton.jit
+def tile_rows(first_row: tl.tensor, end: tl.tensor, BLOCK_ROWS: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The rows of a tile, and in their places rows before `end`, int64: what can be read."""
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    return row, tl.minimum(row, end - 1).to(tl.int64)
+
+
+@triton.jit
+def tile_places(
+    row: tl.tensor,
+    rows: tl.tensor,
+    end: tl.tensor,
+    first_out: tl.tensor,
+    NUM_OUT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Where the outputs of a tile's rows lie in [., NUM_OUT], and which of them exist."""
+    outs = first_out + tl.arange(0, BLOCK_OUT)
+    return rows[:, None] * NUM_OUT + outs[None, :], (row < end)[:, None] & (outs < NUM_OUT)[None, :]
+
+
+@triton.jit
 def prefetch(
     weight: tl.tensor,
     first_out: tl.tensor,
