@@ -57,6 +57,7 @@ def vector_kernel(
     CHUNK: tl.constexpr = LANES * LANE
     CHUNKS: tl.constexpr = BLOCK_IN // CHUNK
     GROUPS: tl.constexpr = BLOCK_OUT // OUTS
+    tl.static_assert(SCALING != "blocks" or CHUNK == 256, "a chunk is two blocks")
     first_out = tl.program_id(0) * BLOCK_OUT
     piece_out = first_out + tl.arange(0, 8 * PIECES) * BLOCK_OUT // (8 * PIECES)
     prefetch_span(weight + first_out * NUM_IN, piece_out < NUM_OUT, BLOCK_OUT * NUM_IN * ITEM_BITS // 8, PIECES)
