@@ -79,7 +79,7 @@ def gate_up_kernel(
     tile = tl.program_id(0) // NUM_OUT_TILES
     first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
     if ONE_EXPERT and TILES_AHEAD > 0:
-        prefetch(weight, first_out, 0, INNER, HIDDEN, 2, BLOCK_OUT, 1, True)  # half of each output's
+        prefetch(weight, first_out, 0, INNER, HIDDEN, 2, BLOCK_OUT, 2 * BLOCK_OUT, True)  # half of each output's
     await_previous()
     expert, first_row, end = _tile(tiles, tile, num_rows, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once

@@ -47,7 +47,7 @@ def split_kernel(
     split = tl.program_id(0) % NUM_SPLITS
     tile = tl.program_id(0) // NUM_SPLITS
     first_out = tile * BLOCK_OUT
-    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT, PIECES=2)
+    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT, NUM_THREADS=128)
     await_previous()
     row, rows = tile_rows(0, num_rows, BLOCK_ROWS)
     sums, _ = product(
