@@ -55,12 +55,13 @@ class ExpertShard:
     def __call__(
         self,
         rows: torch.Tensor,
-        counts: torch.Tensor,
+        counts: torch.Tensor | None,
         order: RowOrder | None = None,
         quantised: Fp8Rows | None = None,
     ) -> torch.Tensor:
         """Run rows [R, H], sorted by local expert, `counts` [local experts] int32 of each; returns [R, H].
 
+        None: all rows are the only expert's.
         With `order`, rows are [T, H], whose copies it sorts. `quantised`: what the rows are in the format of `scaling`.
         """
         return grouped_swiglu(rows, counts, self._packed, order, quantised)

@@ -29,8 +29,7 @@ class DenseFfn:
         self, hidden: torch.Tensor, is_live: torch.Tensor | None = None, quantised: Fp8Rows | None = None
     ) -> torch.Tensor:
         """Hidden [T, H], perhaps with what it is quantised to -> [T, H], padding as any other row."""
-        counts = torch.full((1,), hidden.shape[0], dtype=torch.int32, device=hidden.device)
-        return self.shard(hidden, counts, quantised=quantised)
+        return self.shard(hidden, None, quantised=quantised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

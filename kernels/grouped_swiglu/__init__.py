@@ -123,7 +123,7 @@ def pack_experts(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> Pa
 
 def grouped_swiglu(
     rows: torch.Tensor,
-    counts: torch.Tensor,
+    counts: torch.Tensor | None,
     experts: PackedExperts,
     order: RowOrder | None = None,
     quantised: Fp8Rows | None = None,
@@ -131,8 +131,9 @@ def grouped_swiglu(
     """down(silu(gate x) * up x) of each row's expert.
 
     rows [R, H] of the experts' dtype, sorted by expert, or on a GPU rows [T, H] whose copies `order` sorts; counts [E]
-    int32 on the rows' device, R in sum at most: what lies behind is not computed. Returns [R, H]. Sums in fp32, the
-    product rounded once to the dtype. Experts without rows are not read. R = 0 is valid.
+    int32 on the rows' device, R in sum at most: what lies behind is not computed; None where one expert has all rows.
+    Returns [R, H]. Sums in fp32, the product rounded once to the dtype. Experts without rows are not read. R = 0 is
+    valid.
     What meets FP8 weights is quantised as their format says, the rows and the products of gate and up (model-spec §4);
     `quantised` is what the rows were quantised to, if that was done.
     Source: model-spec §2.5, §2.6. Raises nothing; shapes are asserted.
@@ -140,19 +141,23 @@ def grouped_swiglu(
     assert rows.dim() == 2 and rows.shape[1] == experts.hidden, f"rows are {list(rows.shape)}, H is {experts.hidden}"
     assert rows.dtype == experts.dtype, f"rows are {rows.dtype}, experts {experts.dtype}"
     assert rows.is_contiguous(), f"rows have strides {rows.stride()}"
-    assert counts.dtype == torch.int32 and counts.shape[0] == experts.num_experts, (
-        f"counts are {counts.dtype} {len(counts)}"
-    )
-    if not experts.is_plain:
-        assert order is None, "panels take rows that lie in order"
-        return cpu.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.inner)
-    if native.runs_triton(rows):
+    if counts is None:
+        assert experts.num_experts == 1 and order is None, f"{experts.num_experts} experts without counts"
+    else:
+        assert counts.dtype == torch.int32 and len(counts) == experts.num_experts, (
+            f"counts are {counts.dtype} {len(counts)}"
+        )
+    if experts.is_plain and native.runs_triton(rows):
         from kernels.grouped_swiglu import triton_kernel  # Triton is imported where it runs
 
         return triton_kernel.grouped_swiglu(
             *(rows, counts, experts.gate_up, experts.down, experts.scales, order, quantised)
         )
     assert order is None, "rows that no kernel of a GPU reads lie in order"
+    if counts is None:
+        counts = torch.full((1,), len(rows), dtype=torch.int32, device=rows.device)
+    if not experts.is_plain:
+        return cpu.grouped_swiglu(rows, counts, experts.gate_up, experts.down, experts.inner)
     gate, up = experts.gate_up[:, 0], experts.gate_up[:, 1]
     if experts.scales is not None:
         return reference.grouped_swiglu_fp8(rows, counts, experts.gate_up, experts.down, experts.scales)

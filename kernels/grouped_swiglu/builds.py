@@ -53,7 +53,7 @@ def _gate_up(
         arguments={
             **{"x": operand, "x_scale": "*fp32", "sources": "*i32"},
             **{"weight": operand, "weight_scale": "*fp32", "down": operand},
-            **{"inner": inner, "inner_scale": "*fp32", "tiles": "*i32"},
+            **{"inner": inner, "inner_scale": "*fp32", "tiles": "*i32", "num_rows": "i32"},
         },
         constants=gate_up_constants(_HIDDEN, _INNER, scaling, tile, num_experts > 1, num_experts == 1, ahead),
         options=tile.options,
@@ -72,7 +72,7 @@ def _down(name: str, block_rows: int, scaling: Scaling, *, num_experts: int = _E
         kernel=down_kernel,
         arguments={
             **{"inner": operand, "inner_scale": "*fp32", "weight": operand, "weight_scale": "*fp32"},
-            **{"out": "*bf16", "tiles": "*i32"},
+            **{"out": "*bf16", "tiles": "*i32", "num_rows": "i32"},
         },
         constants=down_constants(_HIDDEN, _INNER, scaling, tile, is_one, ahead),
         options=tile.options,

@@ -19,7 +19,7 @@ from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
 from kernels.launched import launched
 from kernels.linear import Fp8Rows
-from kernels.linear.product import prefetch, prefetch_span, product
+from kernels.linear.product import prefetch, prefetch_span, product, tile_places, tile_rows
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
 from kernels.permute import RowOrder
@@ -30,18 +30,18 @@ from kernels.quantise.triton_kernel import quantise
 
 @triton.jit
 def _tile(
-    tiles: tl.tensor, index: tl.tensor, ONE_EXPERT: tl.constexpr, BLOCK_ROWS: tl.constexpr
+    tiles: tl.tensor, index: tl.tensor, num_rows: tl.tensor, ONE_EXPERT: tl.constexpr, BLOCK_ROWS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Expert, first row and the end of the expert's rows; of ONE_EXPERT `tiles` is how many rows it has."""
+    """Expert, first row and the end of the expert's rows; ONE_EXPERT has all `num_rows`, and nothing is read."""
     if ONE_EXPERT:
-        return tl.full((), 0, tl.int64), index * BLOCK_ROWS, tl.load(tiles)
+        return tl.full((), 0, tl.int64), index * BLOCK_ROWS, num_rows
     else:
         at = tiles + 3 * index
         return tl.load(at).to(tl.int64), tl.load(at + 1), tl.load(at + 2)
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gate_up_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -52,6 +52,7 @@ def gate_up_kernel(
     inner: tl.tensor,
     inner_scale: tl.tensor,
     tiles: tl.tensor,
+    num_rows: tl.tensor,
     HAS_SOURCES: tl.constexpr,
     ONE_EXPERT: tl.constexpr,
     TILES_AHEAD: tl.constexpr,
@@ -78,13 +79,12 @@ def gate_up_kernel(
     tile = tl.program_id(0) // NUM_OUT_TILES
     first_out = tl.program_id(0) % NUM_OUT_TILES * BLOCK_OUT
     if ONE_EXPERT and TILES_AHEAD > 0:
-        prefetch(weight, first_out, 0, INNER, HIDDEN, 2, BLOCK_OUT, 1, True)  # half of each output's
+        prefetch(weight, first_out, 0, INNER, HIDDEN, 2, BLOCK_OUT, 2 * BLOCK_OUT, True)  # half of each output's
     await_previous()
-    expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
+    expert, first_row, end = _tile(tiles, tile, num_rows, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    rows = tl.minimum(row, end - 1).to(tl.int64)
+    row, rows = tile_rows(first_row, end, BLOCK_ROWS)
     x_rows = rows
     if HAS_SOURCES:
         x_rows = tl.load(sources + rows).to(tl.int64)
@@ -107,8 +107,7 @@ def gate_up_kernel(
         is_next_wanted=tile < TILES_AHEAD,
         NEXT_BYTES=DOWN_BYTES if TILES_AHEAD > 0 and not ONE_EXPERT else 0,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < end)[:, None] & (outs < INNER)[None, :]
+    at, is_wanted = tile_places(row, rows, end, first_out, INNER, BLOCK_OUT)
     swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
     if inner.dtype.element_ty == tl.float8e4nv:
         swiglu = tl.where(is_wanted, swiglu, 0.0)
@@ -117,11 +116,11 @@ def gate_up_kernel(
         result = in_units(swiglu, scale)
     else:
         result = swiglu.to(inner.dtype.element_ty)
-    tl.store(inner + rows[:, None] * INNER + outs[None, :], result, mask=is_wanted)
+    tl.store(inner + at, result, mask=is_wanted)
 
 
 @launched
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def down_kernel(
     inner: tl.tensor,
     inner_scale: tl.tensor,
@@ -129,6 +128,7 @@ def down_kernel(
     weight_scale: tl.tensor,
     out: tl.tensor,
     tiles: tl.tensor,
+    num_rows: tl.tensor,
     ONE_EXPERT: tl.constexpr,
     TILES_AHEAD: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -151,11 +151,10 @@ def down_kernel(
     if ONE_EXPERT and TILES_AHEAD > 0:
         prefetch_span(weight + first_out * INNER, tile < TILES_AHEAD, SLAB_BYTES)
     await_previous()
-    expert, first_row, end = _tile(tiles, tile, ONE_EXPERT, BLOCK_ROWS)
+    expert, first_row, end = _tile(tiles, tile, num_rows, ONE_EXPERT, BLOCK_ROWS)
     if (expert < 0) | (first_row >= end):  # all three, so that they are read at once
         return
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    rows = tl.minimum(row, end - 1).to(tl.int64)
+    row, rows = tile_rows(first_row, end, BLOCK_ROWS)
     sums, _ = product(
         inner,
         inner_scale,
@@ -172,14 +171,13 @@ def down_kernel(
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_IN=BLOCK_IN,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < end)[:, None] & (outs < HIDDEN)[None, :]
-    tl.store(out + rows[:, None] * HIDDEN + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
+    at, is_wanted = tile_places(row, rows, end, first_out, HIDDEN, BLOCK_OUT)
+    tl.store(out + at, sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
 def grouped_swiglu(
     rows: torch.Tensor,
-    counts: torch.Tensor,
+    counts: torch.Tensor | None,
     gate_up: torch.Tensor,
     down: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -188,7 +186,7 @@ def grouped_swiglu(
 ) -> torch.Tensor:
     """Rows [R, H] sorted by expert -> [R, H] of the same dtype; gate_up [E, 2, I, H], down [E, H, I].
 
-    With `order` rows are [T, H], whose R copies it sorts.
+    With `order` rows are [T, H], whose R copies it sorts. Without `counts` all rows are the only expert's.
     With `scales` of gate_up and of down the weights are e4m3, and rows are quantised on the way. Block-wise they are
     [E, 2, I / 128, H / 128] and [E, H / 128, I / 128], rounded up, per channel [E, 2, I, 1] and [E, H, 1]. `quantised`:
     what the rows were quantised to already.
@@ -202,7 +200,12 @@ def grouped_swiglu(
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
-    tiles, num_tiles = _tiles(counts, num_rows, block_rows, order)
+    is_one = counts is None
+    if counts is None:
+        tiles, num_tiles = rows, -(-num_rows // block_rows)  # any pointer: the kernels know
+    else:
+        tiles = _tiles(counts, num_rows, block_rows, order)
+        num_tiles = len(tiles)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
     x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
     inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
@@ -213,28 +216,26 @@ def grouped_swiglu(
     ahead = tiles_ahead(num_tiles, num_experts, hidden, inner_size, gate_up.itemsize, tile)
     gate_up_kernel[(num_tiles * -(-inner_size // tile.block_out),)](
         *(x, x_scale, tiles if order is None else order.sources),
-        *(gate_up, gate_up_scales, down, inner, inner_scale, tiles),
-        **gate_up_constants(hidden, inner_size, scaling, tile, order is not None, num_experts == 1, ahead),
+        *(gate_up, gate_up_scales, down, inner, inner_scale, tiles, num_rows),
+        **gate_up_constants(hidden, inner_size, scaling, tile, order is not None, is_one, ahead),
         **tile.options,
     )
     if scaling is Scaling.CHANNELS:
         inner, inner_scale = quantise(inner, scaling)
     tile = down_tile(block_rows, gate_up.itemsize)
     down_kernel[(num_tiles * -(-hidden // tile.block_out),)](
-        *(inner, inner_scale, down, down_scales, out, tiles),
-        **down_constants(hidden, inner_size, scaling, tile, num_experts == 1, ahead if num_experts == 1 else 0),
+        *(inner, inner_scale, down, down_scales, out, tiles, num_rows),
+        **down_constants(hidden, inner_size, scaling, tile, is_one, ahead if is_one else 0),
         **tile.options,
     )
     return out
 
 
-def _tiles(counts: torch.Tensor, num_rows: int, block_rows: int, order: RowOrder | None) -> tuple[torch.Tensor, int]:
-    """What `_tile` reads, and how many tiles there may be."""
-    if len(counts) == 1:
-        return counts, -(-num_rows // block_rows)
-    is_mapped = order is not None and order.tile_rows == block_rows
-    tiles = order.tiles if order is not None and is_mapped else tile_map(counts, num_rows, block_rows)
-    return tiles, len(tiles)
+def _tiles(counts: torch.Tensor, num_rows: int, block_rows: int, order: RowOrder | None) -> torch.Tensor:
+    """What `_tile` reads of several experts."""
+    if order is not None and order.tile_rows == block_rows:
+        return order.tiles
+    return tile_map(counts, num_rows, block_rows)
 
 
 def _quantised(rows: torch.Tensor, scaling: Scaling) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ class Layout(enum.Enum):
 class PackedWeight:
     """A weight [N, K] ready to be read."""
 
-    data: torch.Tensor
+    data: torch.Tensor  # begins at a multiple of 16 bytes, which kernels ask for at once
     num_out: int
     num_in: int
     dtype: torch.dtype  # of the rows that it multiplies
@@ -69,6 +69,8 @@ def pack_fp8_weight(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtyp
     Scaling.of(weight, scale)
     num_out, num_in = weight.shape
     data, scale, arrivals = weight.contiguous(), scale.float().contiguous(), _arrivals(num_out, weight.device)
+    if data.data_ptr() % 16:  # a part of another tensor; what is allocated begins so
+        data = data.clone()
     return PackedWeight(
         data=data, num_out=num_out, num_in=num_in, dtype=dtype, layout=Layout.FP8, scale=scale, arrivals=arrivals
     )

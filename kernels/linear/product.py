@@ -63,6 +63,43 @@ def _load(at: tl.tensor, k: tl.tensor, NUM_IN: tl.constexpr, BLOCK_IN: tl.conste
 
 
 @triton.jit
+def tile_rows(first_row: tl.tensor, end: tl.tensor, BLOCK_ROWS: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The rows of a tile, and in their places rows before `end`, int64: what can be read."""
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    return row, tl.minimum(row, end - 1).to(tl.int64)
+
+
+@triton.jit
+def tile_places(
+    row: tl.tensor,
+    rows: tl.tensor,
+    end: tl.tensor,
+    first_out: tl.tensor,
+    NUM_OUT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Where the outputs of a tile's rows lie in [., NUM_OUT], and which of them exist."""
+    outs = first_out + tl.arange(0, BLOCK_OUT)
+    return rows[:, None] * NUM_OUT + outs[None, :], (row < end)[:, None] & (outs < NUM_OUT)[None, :]
+
+
+@triton.jit
+def _ask(first_byte: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
+    """Have NUM_BYTES at each of many addresses brought to the L2 cache, where wanted; 16 divides all.
+
+    A warp's threads ask one after another, some 50 cycles each, so few of each warp should, for much.
+    """
+    tl.inline_asm_elementwise(
+        "{ .reg .pred asks; setp.ne.s32 asks, $3, 0; @asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+        constraints="=r,l,r,r",
+        args=[first_byte, NUM_BYTES, is_wanted.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def prefetch(
     weight: tl.tensor,
     first_out: tl.tensor,
@@ -71,50 +108,35 @@ def prefetch(
     NUM_IN: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
-    PIECES: tl.constexpr,
+    NUM_THREADS: tl.constexpr,
     PAIR: tl.constexpr = False,
 ) -> None:
-    """Have the weights of a tile's part of K brought to the L2 cache, all at once. They must lie at multiples of 16.
+    """Have the weights of a tile's part of K brought to the L2 cache, all at once: of each output by one thread.
 
-    It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. Each
-    output's are asked for in PIECES: best such that every thread asks for one. With PAIR a second weight follows, as
-    in `product`. A warp's threads ask one after another, some 50 cycles each.
+    It may come before `await_previous`, for it reads no value: whatever is written later is what a load finds. With
+    PAIR a second weight follows, as in `product`. Weights begin at a multiple of 16 bytes.
     """
     if IS_COMPILED:
-        PIECE: tl.constexpr = NUM_IN // NUM_SPLITS // PIECES
-        NUM_BYTES: tl.constexpr = PIECE * weight.dtype.element_ty.primitive_bitwidth // 8
+        PART: tl.constexpr = NUM_IN // NUM_SPLITS
         NUM_LINES: tl.constexpr = 2 * BLOCK_OUT if PAIR else BLOCK_OUT
-        line = tl.arange(0, NUM_LINES)
+        THREADS: tl.constexpr = NUM_THREADS // NUM_LINES  # of which one asks
+        thread = tl.arange(0, NUM_THREADS)
+        line = thread // THREADS
         outs = tl.minimum(first_out + line % BLOCK_OUT, NUM_OUT - 1) + line // BLOCK_OUT * NUM_OUT
-        at = weight + outs[:, None] * NUM_IN + (split * (PIECES * PIECE) + tl.arange(0, PIECES) * PIECE)[None, :]
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-            constraints="=r,l,r",
-            args=[at.to(tl.int64), NUM_BYTES],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+        first_byte = (weight + outs * NUM_IN + split * PART).to(tl.int64)
+        _ask(first_byte, thread % THREADS == 0, PART * weight.dtype.element_ty.primitive_bitwidth // 8)
 
 
 @triton.jit
-def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
-    """Have NUM_BYTES that follow one another brought to the L2 cache, if wanted, as `prefetch` does. 512 divides them.
+def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr, PIECES: tl.constexpr = 32) -> None:
+    """Have NUM_BYTES that follow one another brought to the L2 cache, as `prefetch` does. 16 * PIECES divides them.
 
-    Every eighth thread asks for one of 32 pieces: fewer threads cost a warp less, and pieces stay small.
+    Every eighth thread asks for one of PIECES, if wanted, of all or of each of 8 * PIECES threads.
     """
     if IS_COMPILED:
-        thread = tl.arange(0, 256)
-        first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // 32)
-        tl.inline_asm_elementwise(
-            "{ .reg .pred asks; setp.ne.s32 asks, $3, 0; "
-            "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
-            constraints="=r,l,r,r",
-            args=[first_byte, NUM_BYTES // 32, ((thread % 8 == 0) & is_wanted).to(tl.int32)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+        thread = tl.arange(0, 8 * PIECES)
+        first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // PIECES)
+        _ask(first_byte, (thread % 8 == 0) & is_wanted, NUM_BYTES // PIECES)
 
 
 @triton.jit
@@ -174,13 +196,15 @@ def product(
         if NEXT_BYTES > 0 and step == LAST_LOADS:  # after the loop memory would have been idle for a moment
             prefetch_span(next_weight, is_next_wanted, NEXT_BYTES)
         start = step * BLOCK_IN
-        x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        # Weights first: they need not wait for the load that tells where rows lie.
         weight_tile = _load(weight_at + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        if PAIR:
+            second_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
+        x_tile = _load(x_at + start, start + _along_outs(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
         row_scales = _along_rows(row_scale, ROWS_LEFT)
         first = _accumulate(first, x_tile, weight_tile, row_scales * block_scale, SCALING, ROWS_LEFT)
         if PAIR:
-            weight_tile = _load(weight_at + SECOND + start, start + _along_rows(k, ROWS_LEFT), NUM_IN, BLOCK_IN)
-            second = _accumulate(second, x_tile, weight_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
+            second = _accumulate(second, x_tile, second_tile, row_scales * second_scale, SCALING, ROWS_LEFT)
         if SCALING == "blocks":  # one step ahead, so that no product waits for its scales
             block = tl.minimum(step + 1, NUM_STEPS - 1)
             row_scale, block_scale = tl.load(x_scale_at + block), tl.load(weight_scale_at + block)

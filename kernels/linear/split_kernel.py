@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.launched import launched
-from kernels.linear.product import prefetch, product
+from kernels.linear.product import prefetch, product, tile_places, tile_rows
 from kernels.linear.tiles import Tile
 from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
@@ -47,10 +47,9 @@ def split_kernel(
     split = tl.program_id(0) % NUM_SPLITS
     tile = tl.program_id(0) // NUM_SPLITS
     first_out = tile * BLOCK_OUT
-    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT, PIECES=2)
+    prefetch(weight, first_out, split, NUM_OUT, NUM_IN, NUM_SPLITS, BLOCK_OUT, NUM_THREADS=128)
     await_previous()
-    row = tl.arange(0, BLOCK_ROWS)
-    rows = tl.minimum(row, num_rows - 1).to(tl.int64)
+    row, rows = tile_rows(0, num_rows, BLOCK_ROWS)
     sums, _ = product(
         x,
         x_scale,
@@ -69,9 +68,7 @@ def split_kernel(
         split=split,
         NUM_SPLITS=NUM_SPLITS,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < num_rows)[:, None] & (outs < NUM_OUT)[None, :]
-    at = rows[:, None] * NUM_OUT + outs[None, :]
+    at, is_wanted = tile_places(row, rows, num_rows, first_out, NUM_OUT, BLOCK_OUT)
     part_size = num_rows * NUM_OUT
     tl.store(parts + split * part_size + at, sums, mask=is_wanted)
     tl.debug_barrier()  # one thread counts, for what all of them have stored
@@ -105,7 +102,6 @@ def launch(
     (num_rows, num_out), num_in = out.shape, operands[0].shape[1]
     num_tiles = -(-num_out // tile.block_out)
     assert num_rows <= tile.block_rows and num_tiles <= len(arrivals), f"{num_rows} rows, {num_tiles} tiles"
-    assert operands[2].data_ptr() % 16 == 0, "a weight must begin at a multiple of 16 bytes"
     parts = torch.empty(num_splits, num_rows, num_out, dtype=torch.float32, device=out.device)
     split_kernel[(num_tiles * num_splits,)](
         *operands,

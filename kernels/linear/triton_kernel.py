@@ -18,7 +18,7 @@ import triton.language as tl
 from kernels import native
 from kernels.launched import launched
 from kernels.linear import split_kernel, vector_kernel
-from kernels.linear.product import product
+from kernels.linear.product import product, tile_places, tile_rows
 from kernels.linear.tiles import INVARIANT_ROWS, Tile, linear_tile, num_splits, split_tile
 from kernels.overlap import await_previous
 from kernels.quantise.formats import Scaling
@@ -51,9 +51,8 @@ def linear_kernel(
     group = tl.program_id(0) // (GROUP * NUM_OUT_TILES)
     within = tl.program_id(0) % (GROUP * NUM_OUT_TILES)
     height = tl.minimum(tl.cdiv(num_rows, BLOCK_ROWS) - group * GROUP, GROUP)
-    row = (group * GROUP + within % height) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row, rows = tile_rows((group * GROUP + within % height) * BLOCK_ROWS, num_rows, BLOCK_ROWS)
     first_out = within // height * BLOCK_OUT
-    rows = tl.minimum(row, num_rows - 1).to(tl.int64)
     sums, _ = product(
         x,
         x_scale,
@@ -70,9 +69,8 @@ def linear_kernel(
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_IN=BLOCK_IN,
     )
-    outs = first_out + tl.arange(0, BLOCK_OUT)
-    is_wanted = (row < num_rows)[:, None] & (outs < NUM_OUT)[None, :]
-    tl.store(out + rows[:, None] * NUM_OUT + outs[None, :], sums.to(out.dtype.element_ty), mask=is_wanted)
+    at, is_wanted = tile_places(row, rows, num_rows, first_out, NUM_OUT, BLOCK_OUT)
+    tl.store(out + at, sums.to(out.dtype.element_ty), mask=is_wanted)
 
 
 def linear(

@@ -31,6 +31,7 @@ from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from engine.graphs.region import Drafting, StepRegion
 from kernels import native
+from kernels.launched import Launched
 from kernels.paged_attention import allocate_kv_layer
 from kernels.sample import accept_drafts
 from model.bailing import BailingModel
@@ -49,6 +50,7 @@ from tests.oracle.fp8_checkpoint import write_fp8
 from tests.oracle.tiny_models import tiny_model
 
 CUDA = torch.device("cuda", 0)
+PAIRS = Bucket(num_sequences=3, rows_each=2)
 
 
 class OnTheHost(Exception):
@@ -120,6 +122,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def launched(self: Any, grid: Any) -> Callable[..., None]:
         return lambda *args, **kwargs: names.append(self.fn.__name__)
 
+    monkeypatch.setattr(Launched, "__getitem__", lambda self, grid: launched(self.jitted, grid))
     monkeypatch.setattr(interpreter.InterpretedFunction, "__getitem__", launched)
     monkeypatch.setattr(jit.JITFunction, "__getitem__", launched)
     yield names
@@ -145,10 +148,10 @@ def moved(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def on_device(
-    model: BailingModel, draft_model: DraftModel | None, mode: FakeTensorMode, rows_each: int, dtype: torch.dtype
+    model: BailingModel, draft_model: DraftModel | None, mode: FakeTensorMode, bucket: Bucket, dtype: torch.dtype
 ) -> StepRegion:
     """The region of a bucket, on fake tensors."""
-    bucket, num_blocks, block_size, max_drafts = Bucket(num_sequences=3, rows_each=rows_each), 9, 4, 3
+    num_blocks, block_size, max_drafts, rows_each = 9, 4, 3, bucket.rows_each
     kv = KVCache(model.config, num_blocks, block_size, dtype, CUDA)
     drafting = None
     if draft_model is not None:
@@ -203,7 +206,7 @@ def loaded(method: DraftMethod) -> tuple[BailingModel, DraftModel | None]:
 def test_no_value_reaches_the_host(launches: list[str], method: DraftMethod, rows_each: int) -> None:
     model, draft_model = loaded(method)
     with nothing_but_the_device() as (mode, device):
-        region = on_device(model, draft_model, mode, rows_each, torch.float32)
+        region = on_device(model, draft_model, mode, Bucket(num_sequences=3, rows_each=rows_each), torch.float32)
         with device:
             run(region)
     assert device.num_operations > 100
@@ -212,19 +215,26 @@ def test_no_value_reaches_the_host(launches: list[str], method: DraftMethod, row
     assert ("chunk_kernel" in launches) == (rows_each > 8), "the rows of a sequence bound what is launched for it"
 
 
+@pytest.mark.parametrize(
+    ("bucket", "product"), [(Bucket(num_sequences=1, rows_each=1), "vector_kernel"), (PAIRS, "split_kernel")]
+)
 @pytest.mark.parametrize("quantization", [BLOCK, CHANNEL], ids=["block", "channel"])
-def test_nor_with_fp8_weights(launches: list[str], tmp_path: Path, quantization: dict[str, Any]) -> None:
-    source = tiny_model(shape_dict("F") | {"num_hidden_layers": 2}, tmp_path / "plain")
+def test_nor_with_fp8_weights(
+    launches: list[str], tmp_path: Path, quantization: dict[str, Any], bucket: Bucket, product: str
+) -> None:
+    """Wide enough for the products of a decode, of one row and of several."""
+    wide = {"hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64, "num_hidden_layers": 2}
+    source = tiny_model(shape_dict("F") | wide, tmp_path / "plain")
     native.use("triton")
     model = write_fp8(source, tmp_path / "fp8", quantization)[0].load()
     native.use("auto")
     with nothing_but_the_device() as (mode, device):
-        region = on_device(model, None, mode, 2, torch.float32)
+        region = on_device(model, None, mode, bucket, torch.float32)
         with device:
             run(region)
     # Attention's output and the inner rows of experts are quantised by themselves, what enters attention by its norm.
     before = [launches[at - 2 : at] for at, name in enumerate(launches) if name == "qk_norm_rope_kv_kernel"]
-    assert before == [["rms_norm_kernel", "linear_kernel"]] * len(model.layers)
+    assert before == [["rms_norm_kernel", product]] * len(model.layers)
 
 
 def test_nor_with_experts_on_other_ranks(launches: list[str]) -> None:
@@ -242,7 +252,7 @@ def test_nor_with_experts_on_other_ranks(launches: list[str]) -> None:
         model = load_model(folder, config, target=target, dispatcher=dispatcher)
         native.use("auto")
         with nothing_but_the_device() as (mode, device):
-            region = on_device(model, model.mtp, mode, 2, torch.float32)
+            region = on_device(model, model.mtp, mode, PAIRS, torch.float32)
             with device:
                 run(region)
     finally:
@@ -276,6 +286,6 @@ def test_a_look_at_a_value_is_noticed(launches: list[str], monkeypatch: pytest.M
     monkeypatch.setattr("engine.graphs.region.accept_drafts", looking)
     model, _ = loaded(DraftMethod.NONE)
     with nothing_but_the_device() as (mode, device):
-        region = on_device(model, None, mode, 2, torch.float32)
+        region = on_device(model, None, mode, PAIRS, torch.float32)
         with pytest.raises(HOST_READS), device:
             run(region)

@@ -159,17 +159,28 @@ def test_many_experts_with_few_rows_read_theirs_alone(triton_backend: str, draw:
 
 
 @pytest.mark.parametrize("count", [0, 1, 32, 40])
-def test_the_only_expert_needs_no_map(
-    triton_backend: str, draw: torch.Generator, count: int, monkeypatch: pytest.MonkeyPatch
+def test_rows_behind_those_that_are_counted_are_not_computed(
+    triton_backend: str, draw: torch.Generator, count: int
 ) -> None:
-    """Rows behind those that are counted are not computed."""
-    monkeypatch.delattr("kernels.grouped_swiglu.triton_kernel.tile_map")
     parts = weights(draw, 1, 32, 16, torch.float32)
     rows, counts = torch.randn(40, 32, generator=draw), torch.tensor([count], dtype=torch.int32)
     out = grouped_swiglu(rows, counts, pack_experts(*parts))
     truth = exact(rows[:count], [count], parts)
     torch.testing.assert_close(out[:count].double(), truth, rtol=1e-5, atol=1e-5)
-    assert out[-(-count // 32) * 32 :].isnan().all() and out[count:].isnan().all()
+    assert out[count:].isnan().all()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 40])
+def test_without_counts_all_rows_are_the_only_experts(
+    backend: str, dtype: torch.dtype, draw: torch.Generator, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, rows = pack_experts(*weights(draw, 1, 96, 48, dtype)), torch.randn(num_rows, 96, generator=draw).to(dtype)
+    counted = grouped_swiglu(rows, torch.tensor([num_rows], dtype=torch.int32), packed)
+    if backend == "triton":
+        monkeypatch.delattr("kernels.grouped_swiglu.triton_kernel.tile_map")  # and need no map
+    assert torch.equal(grouped_swiglu(rows, None, packed), counted)
+    with pytest.raises(AssertionError, match="2 experts without counts"):
+        grouped_swiglu(rows, None, pack_experts(*weights(draw, 2, 96, 48, dtype)))
 
 
 @pytest.mark.parametrize("num_rows", [1, 9, 60])

@@ -61,6 +61,14 @@ def test_the_weight_is_not_kept(backend: str, dtype: torch.dtype) -> None:
     assert (linear(torch.ones(1, 4, dtype=dtype), packed) == 4).all()
 
 
+def test_weights_begin_where_kernels_can_ask_for_them(draw: torch.Generator) -> None:
+    stored = torch.randn(8 + 4 * 16, generator=draw).to(torch.float8_e4m3fn)
+    weight = stored[8:].view(4, 16)
+    packed = pack_fp8_weight(weight, torch.ones(4, 1), torch.float32)
+    assert weight.data_ptr() % 16 == 8 and packed.data.data_ptr() % 16 == 0
+    assert torch.equal(packed.data.float(), weight.float())
+
+
 def test_wrong_shapes_are_named(backend: str) -> None:
     packed = pack_weight(torch.ones(4, 8))
     with pytest.raises(AssertionError, match=r"x is \[2, 7\], weight takes 8"):
