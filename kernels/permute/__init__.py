@@ -29,7 +29,7 @@ class RowOrder:
     """The order of the experts, for a kernel that reads rows from where they lie: nothing is copied into it."""
 
     sources: torch.Tensor  # [R] int32: the row that comes r-th; behind those that are counted anything
-    tiles: torch.Tensor  # [N, 3] int32 of `tile_rows` rows each, see `kernels.grouped_swiglu.tile_map`
+    tiles: torch.Tensor  # [N, 3] int32 of `tile_rows` rows each, see `kernels.permute.tile_map`
     tile_rows: int  # 0: no tiles were made
 
 

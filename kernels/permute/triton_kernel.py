@@ -15,13 +15,12 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.grouped_swiglu.tile_map import max_tiles
-from kernels.grouped_swiglu.tiles import narrow_tile_rows
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.linear.tiles import INVARIANT_ROWS
 from kernels.overlap import await_previous
 from kernels.permute import RowOrder
+from kernels.permute.tiles import max_tiles, narrow_tile_rows
 
 COMPARED_CHUNK = 16  # copies that a program places by comparing with all
 COMPARED_OTHERS = 128  # copies that those are compared with at once: 16 comparisons a thread, more would spill

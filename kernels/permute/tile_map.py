@@ -15,6 +15,7 @@ import triton.language as tl
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.overlap import await_previous
+from kernels.permute.tiles import max_tiles
 
 OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
@@ -62,11 +63,6 @@ def tile_map(counts: torch.Tensor, num_rows: int, block_rows: int) -> torch.Tens
     tiles = torch.empty(num_tiles, 3, dtype=torch.int32, device=counts.device)
     tile_map_kernel[(num_experts + 1,)](counts, tiles, num_tiles, **constants(num_experts, block_rows), **OPTIONS)
     return tiles
-
-
-def max_tiles(num_rows: int, num_experts: int, block_rows: int) -> int:
-    """The most tiles that `num_rows` rows can need, however they fall: each expert may have one that is not full."""
-    return num_rows // block_rows + min(num_rows, num_experts)
 
 
 @cache
