@@ -58,9 +58,7 @@ class MoeLayer:
         """
         with self.beside.fork():
             shared = self.shared(hidden, quantised=quantised)
-        choice = self.gate(hidden)
-        if is_live is not None:
-            choice = choice.of_live(is_live)
+        choice = self.gate(hidden, is_live, self.dispatcher.local_load)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
         # Rows that travelled are quantised where they arrived.
         rows = self.shard(rows, handle.counts, handle.order, quantised if rows is hidden else None)

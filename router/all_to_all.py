@@ -27,6 +27,7 @@ class AllToAllDispatcher:
     ) -> None:
         assert group.size() == placement.num_ranks, f"group of {group.size()}, placement of {placement.num_ranks}"
         self.load = LoadStats(placement.num_experts, device)
+        self.local_load: LoadStats | None = None
         self.num_collectives = 0  # so far; ranks that disagree would wait for one another for ever
         self._group = group
         self._sizes = [len(experts) for experts in placement.experts]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from router.all_to_all import AllToAllDispatcher
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.fixed_capacity import FixedCapacityDispatcher
+from router.load_stats import LoadStats
 from router.placement import Placement
 
 
@@ -20,6 +21,7 @@ class GroupDispatcher:
         self._exact = AllToAllDispatcher(placement, rank, group, device)
         self.load = self._exact.load
         self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load)
+        self.local_load: LoadStats | None = None
 
     @property
     def num_collectives(self) -> int:

@@ -15,11 +15,14 @@ class LocalDispatcher:
     def __init__(self, num_experts: int, device: torch.device | None = None) -> None:
         self.num_collectives = 0  # a group of one makes none
         self.load = LoadStats(num_experts, device)
+        self.local_load: LoadStats | None = self.load
         self._num_experts = num_experts
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
         """Sort a copy of each row [T, H] per expert; returns a handle and rows, see `Dispatcher`."""
-        copies = sort_by_expert(hidden, choice.ids, self._num_experts, self.load.totals)
+        copies = choice.copies
+        if copies is None:
+            copies = sort_by_expert(hidden, choice.ids, self._num_experts, self.load.totals)
         handle = DispatchHandle(
             counts=copies.counts, weights=choice.weights, source_rows=copies.places, order=copies.order
         )

@@ -46,6 +46,8 @@ class WatchedDispatcher:
         self._counts: list[torch.Tensor] | None = None
         self._inner = inner
 
+        self.local_load = inner.local_load
+
     @contextmanager
     def watching(self) -> Iterator[list[torch.Tensor]]:
         """The rows of each expert of each layer that runs meanwhile."""

@@ -21,6 +21,24 @@ OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
 
 
+@triton.jit
+def store_tiles(tiles: tl.tensor, counts: tl.tensor, num_tiles: tl.tensor, TILE_ROWS: tl.constexpr) -> None:
+    """What `tile_map_kernel` writes, all experts at once: theirs are a tile or two each."""
+    expert = tl.arange(0, counts.shape[0])
+    tiles_of = (counts + TILE_ROWS - 1) // TILE_ROWS
+    first_row = tl.cumsum(counts, 0) - counts
+    first_tile = tl.cumsum(tiles_of, 0) - tiles_of
+    for index in range(0, tl.max(tiles_of, 0)):
+        place = tiles + 3 * (first_tile + index)
+        exists = index < tiles_of
+        tl.store(place, expert, mask=exists)
+        tl.store(place + 1, first_row + index * TILE_ROWS, mask=exists)
+        tl.store(place + 2, first_row + counts, mask=exists)
+    for first_left in range(tl.sum(tiles_of, 0), num_tiles, counts.shape[0]):
+        left = first_left + expert
+        tl.store(tiles + 3 * left, tl.full(left.shape, -1, tl.int32), mask=left < num_tiles)
+
+
 @launched
 @triton.jit(do_not_specialize=["num_tiles"])
 def tile_map_kernel(

@@ -145,10 +145,15 @@ def moved(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def on_device(
-    model: BailingModel, draft_model: DraftModel | None, mode: FakeTensorMode, rows_each: int, dtype: torch.dtype
+    model: BailingModel,
+    draft_model: DraftModel | None,
+    mode: FakeTensorMode,
+    rows_each: int,
+    dtype: torch.dtype,
+    num_sequences: int = 3,
 ) -> StepRegion:
     """The region of a bucket, on fake tensors."""
-    bucket, num_blocks, block_size, max_drafts = Bucket(num_sequences=3, rows_each=rows_each), 9, 4, 3
+    bucket, num_blocks, block_size, max_drafts = Bucket(num_sequences=num_sequences, rows_each=rows_each), 9, 4, 3
     kv = KVCache(model.config, num_blocks, block_size, dtype, CUDA)
     drafting = None
     if draft_model is not None:
@@ -210,6 +215,16 @@ def test_no_value_reaches_the_host(launches: list[str], method: DraftMethod, row
     wanted = {"split_kernel", "choose_kernel", "compare_kernel", "down_kernel", "draw_kernel", "accept_kernel"}
     assert wanted <= set(launches)
     assert ("chunk_kernel" in launches) == (rows_each > 8), "the rows of a sequence bound what is launched for it"
+
+
+def test_a_row_alone_is_chosen_for_and_sorted_by_one_kernel(launches: list[str]) -> None:
+    model, _ = loaded(DraftMethod.NONE)
+    with nothing_but_the_device() as (mode, device):
+        region = on_device(model, None, mode, 1, torch.float32, num_sequences=1)
+        with device:
+            run(region)
+    assert launches.count("ordered_choice_kernel") == model.config.num_moe_layers > 0
+    assert not {"choose_kernel", "compare_kernel", "tile_map_kernel"} & set(launches)
 
 
 @pytest.mark.parametrize("quantization", [BLOCK, CHANNEL], ids=["block", "channel"])

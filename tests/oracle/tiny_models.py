@@ -18,6 +18,7 @@ from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from router.dispatch import Dispatcher, DispatchHandle, ExpertChoice
+from router.load_stats import LoadStats
 from router.local import LocalDispatcher
 from router.placement import Placement
 
@@ -57,6 +58,7 @@ class RecordingDispatcher:
     def __init__(self, num_experts: int) -> None:
         self.experts: list[list[set[int]]] = []
         self._local = LocalDispatcher(num_experts)
+        self.local_load: LoadStats | None = None  # so that it is given what was chosen as any other
 
     def dispatch(self, hidden: Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, Tensor]:
         """As the local one."""
