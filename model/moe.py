@@ -8,6 +8,7 @@ import torch
 
 from experts.shard import ExpertShard
 from kernels.linear import Fp8Rows
+from kernels.permute import Answers
 from kernels.quantise.formats import Scaling
 from model.side_stream import SideStream
 from router.dispatch import Dispatcher
@@ -50,8 +51,8 @@ class MoeLayer:
 
     def __call__(
         self, hidden: torch.Tensor, is_live: torch.Tensor | None = None, quantised: Fp8Rows | None = None
-    ) -> torch.Tensor:
-        """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too.
+    ) -> Answers:
+        """Normed hidden [T, H] -> what sums to [T, H]. A collective: every rank of a group calls it, with no rows too.
 
         `is_live` [T] is given where every rank brings equally many rows: those that are no padding. `quantised`: what
         hidden is in the format of `scaling`.

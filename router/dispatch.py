@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from kernels.permute import RowOrder, SortedCopies
+from kernels.permute import Answers, RowOrder, SortedCopies
 from router.load_stats import LoadStats
 
 
@@ -47,6 +47,6 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """Bring expert outputs [R, H] home; returns [T, H], the fp32 weighted sums over K in slot order, + `plus`."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        """Bring expert outputs [R, H] home, for the fp32 weighted sums [T, H] over K in slot order, + `plus`."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.permute import combine_rows, sort_by_expert
+from kernels.permute import Answers, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 
@@ -28,6 +28,6 @@ class LocalDispatcher:
         )
         return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """Weighted sum of each row's experts: [T * K, H] -> [T, H]."""
-        return combine_rows(rows, handle.source_rows, handle.weights, plus)
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        """For the weighted sum of each row's experts: [T * K, H] -> [T, H]."""
+        return Answers(rows, handle.source_rows, handle.weights, plus)

@@ -10,7 +10,7 @@ from benchmarks.gpu import exact
 from benchmarks.gpu.check import Check, Sizes
 from kernels.gate import GateShape, choose_and_sort, sigmoid_group_topk
 from kernels.linear import PackedWeight, pack_weight
-from kernels.permute import combine_rows, expert_order, gather_rows, sort_by_expert
+from kernels.permute import Answers, combine_rows, expert_order, gather_rows, sort_by_expert
 from kernels.quantise import quantise_blocks, quantise_tokens
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.rms_norm import add_rms_norm, rms_norm_quantised
@@ -70,6 +70,26 @@ def rms_norm(sizes: Sizes) -> Iterator[Check]:
     for scaling, group in ((Scaling.BLOCKS, FP8_BLOCK), (Scaling.CHANNELS, sizes.hidden)):
         values, scales = rms_norm_quantised(x, weight, 1e-6, scaling, before.clone())
         yield Check.of(f"norm to FP8 {scaling.value}", _product(values, scales, group), truth, _E4M3 + _BF16)
+    yield from _answered(before, weight)
+
+
+def _answered(before: torch.Tensor, weight: torch.Tensor) -> Iterator[Check]:
+    """One kernel for the experts' sum and the norm, against two."""
+    num_rows, hidden = before.shape
+    answers = Answers(
+        torch.randn(4 * num_rows, hidden).to(torch.bfloat16),
+        torch.randperm(4 * num_rows).int().view(num_rows, 4),
+        torch.rand(num_rows, 4),
+        torch.randn(num_rows, hidden).to(torch.bfloat16),
+    )
+    found = []
+    for x in (answers, answers.combined()):
+        residual = before.clone()
+        normed = add_rms_norm(residual, x, weight, 1e-6)
+        values, scales = rms_norm_quantised(x, weight, 1e-6, Scaling.BLOCKS, before.clone())
+        found.append({"norm": normed, "residual": residual, "values": values.float(), "scales": scales})
+    for what, ours in found[0].items():
+        yield Check.equal(f"{what} after the experts' sum", ours, found[1][what])
 
 
 def quantise(sizes: Sizes) -> Iterator[Check]:

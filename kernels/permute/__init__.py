@@ -86,6 +86,25 @@ def combine_rows(
     return _kernels(rows).combine_rows(rows, source_rows, weights.contiguous(), plus)
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What `combine_rows` sums, for a norm that adds the sums to its residual stream and may make them on the way."""
+
+    rows: torch.Tensor  # [R, H]
+    source_rows: torch.Tensor  # [T, K] int32
+    weights: torch.Tensor  # [T, K] fp32
+    plus: torch.Tensor | None = None  # [T, H]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T, H."""
+        return self.source_rows.shape[0], self.rows.shape[1]
+
+    def combined(self) -> torch.Tensor:
+        """The sums [T, H]."""
+        return combine_rows(self.rows, self.source_rows, self.weights, self.plus)
+
+
 class _Kernels(Protocol):
     """What each implementation offers."""
 

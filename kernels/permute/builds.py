@@ -13,6 +13,7 @@ from kernels.permute.tile_map import tile_map_kernel
 from kernels.permute.triton_kernel import (
     BLOCK,
     BLOCKS_AT_ONCE,
+    COMBINE_OPTIONS,
     OFFSETS_OPTIONS,
     ORDER_OPTIONS,
     ROW_OPTIONS,
@@ -60,7 +61,7 @@ def builds() -> Iterator[Build]:
                 **{"plus": "*bf16", "out": "*bf16"},
             },
             constants={"PLUS": True, **row_constants(_TOP_K, width)},
-            options=ROW_OPTIONS,
+            options=COMBINE_OPTIONS,
         )
 
 

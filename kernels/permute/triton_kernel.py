@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.launch import launch_options
+from kernels.launch import launch_options, loads_first
 from kernels.launched import launched
 from kernels.linear.tiles import INVARIANT_ROWS
 from kernels.overlap import await_previous
@@ -33,6 +33,7 @@ MAX_COMPARED = 4096  # copies that are ordered by comparing all with all: 256 pr
 ORDER_OPTIONS = launch_options(num_warps=4)
 OFFSETS_OPTIONS = launch_options(num_warps=8)
 ROW_OPTIONS = launch_options(num_warps=4)
+COMBINE_OPTIONS = loads_first(ROW_OPTIONS)
 
 
 @triton.jit
@@ -208,6 +209,30 @@ def gather_kernel(
         tl.store(rows + place * WIDTH + column, value, mask=column < tl.where(place < 0, 0, WIDTH))
 
 
+@triton.jit
+def weighted_sum(
+    rows: tl.tensor,
+    source_rows: tl.tensor,
+    weights: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    TOP_K: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """The fp32 sum over k, in order, of some columns of a row's answers; all are asked for before any is added."""
+    places, shares, values = tl.tuple(()), tl.tuple(()), tl.tuple(())
+    for k in tl.static_range(TOP_K):
+        places += (tl.load(source_rows + row * TOP_K + k).to(tl.int64),)
+        shares += (tl.load(weights + row * TOP_K + k),)
+    for k in tl.static_range(TOP_K):
+        is_read = column < tl.where(places[k] < 0, 0, WIDTH)
+        values += (tl.load(rows + places[k] * WIDTH + column, mask=is_read, other=0.0),)
+    total = tl.zeros(column.shape, tl.float32)
+    for k in tl.static_range(TOP_K):
+        total += tl.where(places[k] >= 0, shares[k], 0.0) * values[k].to(tl.float32)
+    return total
+
+
 @launched
 @triton.jit
 def combine_kernel(
@@ -225,15 +250,10 @@ def combine_kernel(
     await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-    total = tl.zeros((BLOCK_WIDTH,), tl.float32)
-    for k in tl.static_range(TOP_K):
-        place = tl.load(source_rows + row * TOP_K + k).to(tl.int64)
-        is_read = column < tl.where(place < 0, 0, WIDTH)
-        value = tl.load(rows + place * WIDTH + column, mask=is_read, other=0.0).to(tl.float32)
-        total += tl.where(place >= 0, tl.load(weights + row * TOP_K + k), 0.0) * value
-    total = total.to(out.dtype.element_ty)
     if PLUS:
         more = tl.load(plus + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+    total = weighted_sum(rows, source_rows, weights, row, column, TOP_K, WIDTH).to(out.dtype.element_ty)
+    if PLUS:
         total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
     tl.store(out + row * WIDTH + column, total, mask=column < WIDTH)
 
@@ -334,7 +354,7 @@ def combine_rows(
             *(rows, source_rows, weights, rows if plus is None else plus, out),
             PLUS=plus is not None,
             **constants,
-            **ROW_OPTIONS,
+            **COMBINE_OPTIONS,
         )
     return out
 

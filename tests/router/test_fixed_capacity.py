@@ -56,7 +56,7 @@ def through(
     handle, rows = dispatcher.dispatch(hidden, choice)
     answers = shard(rows, handle.counts)
     answers[int(handle.counts.sum()) :] = float("nan")  # what nobody asked for may be anything
-    return dispatcher.combine(answers, handle), handle.counts
+    return dispatcher.combine(answers, handle).combined(), handle.counts
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
