@@ -48,4 +48,5 @@ class BailingModel:
             out = layer(normed, residual, batch, kv.layers[index])
             if index + 1 < len(self.layers):
                 normed = self.layers[index + 1].enter(out, residual)
+                del out  # the experts' answers, K of each row, have no room beside the next layer's
         return self.final_norm.after_add(residual, out), torch.cat(captured, dim=1) if captured else None

@@ -8,6 +8,7 @@ import torch
 
 from experts.shard import ExpertShard
 from kernels.linear import Fp8Rows
+from kernels.permute import Answers
 from kernels.quantise.formats import Scaling
 from model.side_stream import SideStream
 from router.dispatch import Dispatcher
@@ -49,17 +50,15 @@ class MoeLayer:
 
     def __call__(
         self, hidden: torch.Tensor, is_live: torch.Tensor | None = None, quantised: Fp8Rows | None = None
-    ) -> torch.Tensor:
-        """Normed hidden [T, H] -> [T, H]. A collective of the group: every rank calls it, with zero rows too.
+    ) -> Answers:
+        """Normed hidden [T, H] -> what sums to [T, H]. A collective: every rank of a group calls it, with no rows too.
 
         `is_live` [T] is given where every rank brings equally many rows: those that are no padding. `quantised`: what
         hidden is in the format of `scaling`.
         """
         with self.beside.fork():
             shared = self.shared(hidden, quantised=quantised)
-        choice = self.gate(hidden)
-        if is_live is not None:
-            choice = choice.of_live(is_live)
+        choice = self.gate(hidden, is_live, self.dispatcher.local_load)
         handle, rows = self.dispatcher.dispatch(hidden, choice)
         # Rows that travelled are quantised where they arrived.
         rows = self.shard(rows, handle.counts, handle.order, quantised if rows is hidden else None)

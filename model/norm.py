@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.linear import Fp8Rows
+from kernels.permute import Answers
 from kernels.quantise.formats import Scaling
 from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_both, rms_norm_quantised
 
@@ -22,7 +23,7 @@ class RmsNorm:
         """Normalise x [T, H]."""
         return rms_norm(x, self.weight, self.eps)
 
-    def after_add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def after_add(self, residual: torch.Tensor, x: torch.Tensor | Answers) -> torch.Tensor:
         """Add x into `residual` in place, both [T, H], and return the normalised sum."""
         return add_rms_norm(residual, x, self.weight, self.eps)
 
@@ -36,9 +37,12 @@ class RmsNorm:
         return normed, Fp8Rows(*quantised)
 
     def quantised(
-        self, x: torch.Tensor, scaling: Scaling, residual: torch.Tensor | None = None
+        self, x: torch.Tensor | Answers, scaling: Scaling, residual: torch.Tensor | None = None
     ) -> torch.Tensor | Fp8Rows:
         """What a product of this format reads of the norm of x, after adding x into `residual`, if given."""
+        if scaling is Scaling.NONE and residual is not None:
+            return self.after_add(residual, x)
         if scaling is Scaling.NONE:
-            return self(x) if residual is None else self.after_add(residual, x)
+            assert isinstance(x, torch.Tensor), "answers are added to a residual stream"
+            return self(x)
         return Fp8Rows(*rms_norm_quantised(x, self.weight, self.eps, scaling, residual))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from kernels.permute import combine_rows, expert_order, gather_rows, sort_by_expert
+from kernels.permute import Answers, expert_order, gather_rows, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -27,6 +27,7 @@ class AllToAllDispatcher:
     ) -> None:
         assert group.size() == placement.num_ranks, f"group of {group.size()}, placement of {placement.num_ranks}"
         self.load = LoadStats(placement.num_experts, device)
+        self.local_load: LoadStats | None = None
         self.num_collectives = 0  # so far; ranks that disagree would wait for one another for ever
         self._group = group
         self._sizes = [len(experts) for experts in placement.experts]
@@ -56,12 +57,12 @@ class AllToAllDispatcher:
         )
         return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """Send the experts' outputs [R, H] home; returns the weighted sums [T, H]."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        """Send the experts' outputs [R, H] home, for the weighted sums [T, H]."""
         assert handle.sorted_rows is not None, "a handle of another dispatcher"
         as_arrived = rows.index_select(0, handle.sorted_rows.flatten())
         home = self._exchange(as_arrived, list(handle.recv_splits), list(handle.send_splits))
-        return combine_rows(home, handle.source_rows, handle.weights, plus)
+        return Answers(home, handle.source_rows, handle.weights, plus)
 
     def _exchange_counts(self, counts: torch.Tensor) -> torch.Tensor:
         """Rows per place [E] -> rows that will arrive from each rank for each local expert, [G, local experts]."""

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 
-from kernels.permute import RowOrder
+from kernels.permute import Answers, RowOrder, SortedCopies
+from router.load_stats import LoadStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +18,7 @@ class ExpertChoice:
     ids: torch.Tensor  # [T, K] int32, logical expert ids; -1: none, whose weight does not count
     weights: torch.Tensor  # [T, K] fp32, routed scaling included
     is_padded: bool = False  # every rank of the group brings equally many rows, as far as needed padding
-
-    def of_live(self, is_live: torch.Tensor) -> ExpertChoice:
-        """No expert for the rows that are padding; is_live [T] bool."""
-        ids = torch.where(is_live[:, None], self.ids, -1)
-        return ExpertChoice(ids=ids, weights=self.weights, is_padded=True)
+    copies: SortedCopies | None = None  # of the rows, where the gate sorted and counted them by `ids`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +38,8 @@ class DispatchHandle:
 class Dispatcher(Protocol):
     """Carries rows to the ranks that hold their experts and brings the answers home."""
 
+    local_load: LoadStats | None  # where all experts are here: a gate may sort what it chooses, and count it in this
+
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
         """Send hidden [T, H] to its experts; returns a handle and the rows [R, H] received here, sorted by expert.
 
@@ -48,6 +47,6 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """Bring expert outputs [R, H] home; returns [T, H], the fp32 weighted sums over K in slot order, + `plus`."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        """Bring expert outputs [R, H] home, for the fp32 weighted sums [T, H] over K in slot order, + `plus`."""
         ...

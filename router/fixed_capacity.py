@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from kernels.permute import combine_rows, sort_by_expert
+from kernels.permute import Answers, sort_by_expert
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -60,8 +60,8 @@ class FixedCapacityDispatcher:
         )
         return handle, copies.rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """Bring the experts' outputs [G * T * K, H] home; returns the weighted sums [T, H]."""
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        """Bring the experts' outputs [G * T * K, H] home, for the weighted sums [T, H]."""
         assert handle.copies is not None, "a handle of another dispatcher"
         # A place that no copy of this rank has is sent all the same, with whatever lies in the first row.
         answers = rows.index_select(0, handle.copies.flatten().clamp_min(0))
@@ -69,7 +69,7 @@ class FixedCapacityDispatcher:
         self.num_collectives += 1
         # Bytes: gloo has no bf16.
         dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
-        return combine_rows(home, handle.source_rows, handle.weights, plus)
+        return Answers(home, handle.source_rows, handle.weights, plus)
 
     def _gather(self, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows [G * T, H] and ids [G * T, K] of all ranks, one after the other, in one collective."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from kernels.permute import Answers
 from router.all_to_all import AllToAllDispatcher
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.fixed_capacity import FixedCapacityDispatcher
+from router.load_stats import LoadStats
 from router.placement import Placement
 
 
@@ -19,6 +21,7 @@ class GroupDispatcher:
     ) -> None:
         self._exact = AllToAllDispatcher(placement, rank, group, device)
         self.load = self._exact.load
+        self.local_load: LoadStats | None = None
         self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load)
 
     @property
@@ -30,6 +33,6 @@ class GroupDispatcher:
         """See `Dispatcher`."""
         return (self._fixed if choice.is_padded else self._exact).dispatch(hidden, choice)
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
         """See `Dispatcher`."""
         return (self._exact if handle.copies is None else self._fixed).combine(rows, handle, plus)

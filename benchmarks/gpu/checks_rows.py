@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.gpu import exact
 from benchmarks.gpu.check import Check, Sizes
-from kernels.gate import GateShape, sigmoid_group_topk
-from kernels.linear import pack_weight
-from kernels.permute import combine_rows, expert_order, gather_rows
+from kernels.gate import GateShape, choose_and_sort, sigmoid_group_topk
+from kernels.linear import PackedWeight, pack_weight
+from kernels.permute import Answers, combine_rows, expert_order, gather_rows, sort_by_expert
 from kernels.quantise import quantise_blocks, quantise_tokens
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.rms_norm import add_rms_norm, rms_norm_quantised
@@ -36,6 +36,26 @@ def gate(sizes: Sizes) -> Iterator[Check]:
     yield Check(what="rows with other experts than fp64", error=float(is_other.double().mean()), bound=0.01)
     picked = scores.gather(1, ids.long())
     yield Check.of("weights", weights, picked / picked.sum(1, keepdim=True) * shape.scale, 1e-5)
+    yield from _row_alone(hidden[:1].contiguous(), pack_weight(weight), bias, shape)
+
+
+def _row_alone(hidden: torch.Tensor, weight: PackedWeight, bias: torch.Tensor, shape: GateShape) -> Iterator[Check]:
+    """One kernel for the choice of a row and its order, against the two of more rows."""
+    totals, counted = (torch.zeros(weight.num_out, dtype=torch.int64) for _ in range(2))
+    ids, weights, copies = choose_and_sort(hidden, weight, bias, shape, totals)
+    true_ids, true_weights = sigmoid_group_topk(hidden, weight, bias, shape)
+    truth = sort_by_expert(hidden, true_ids, weight.num_out, counted)
+    assert copies is not None and copies.order is not None and truth.order is not None, "a row on a GPU is sorted"
+    for what, ours, theirs in (
+        ("ids", ids, true_ids),
+        ("weights", weights, true_weights),
+        ("load", totals, counted),
+        ("counts", copies.counts, truth.counts),
+        ("places", copies.places, truth.places),
+        ("sources", copies.order.sources, truth.order.sources),
+        ("tiles", copies.order.tiles[: shape.top_k], truth.order.tiles[: shape.top_k]),
+    ):
+        yield Check.equal(f"{what} of a row alone", ours, theirs)
 
 
 def rms_norm(sizes: Sizes) -> Iterator[Check]:
@@ -50,6 +70,26 @@ def rms_norm(sizes: Sizes) -> Iterator[Check]:
     for scaling, group in ((Scaling.BLOCKS, FP8_BLOCK), (Scaling.CHANNELS, sizes.hidden)):
         values, scales = rms_norm_quantised(x, weight, 1e-6, scaling, before.clone())
         yield Check.of(f"norm to FP8 {scaling.value}", _product(values, scales, group), truth, _E4M3 + _BF16)
+    yield from _answered(before, weight)
+
+
+def _answered(before: torch.Tensor, weight: torch.Tensor) -> Iterator[Check]:
+    """One kernel for the experts' sum and the norm, against two."""
+    num_rows, hidden = before.shape
+    answers = Answers(
+        torch.randn(4 * num_rows, hidden).to(torch.bfloat16),
+        torch.randperm(4 * num_rows).int().view(num_rows, 4),
+        torch.rand(num_rows, 4),
+        torch.randn(num_rows, hidden).to(torch.bfloat16),
+    )
+    found = []
+    for x in (answers, answers.combined()):
+        residual = before.clone()
+        normed = add_rms_norm(residual, x, weight, 1e-6)
+        values, scales = rms_norm_quantised(x, weight, 1e-6, Scaling.BLOCKS, before.clone())
+        found.append({"norm": normed, "residual": residual, "values": values.float(), "scales": scales})
+    for what, ours in found[0].items():
+        yield Check.equal(f"{what} after the experts' sum", ours, found[1][what])
 
 
 def quantise(sizes: Sizes) -> Iterator[Check]:

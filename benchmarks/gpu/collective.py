@@ -48,4 +48,4 @@ def _round_trips(session: Session) -> Figures:
 
 def _there_and_back(dispatcher: Dispatcher, hidden: torch.Tensor, choice: ExpertChoice) -> torch.Tensor:
     handle, rows = dispatcher.dispatch(hidden, choice)
-    return dispatcher.combine(rows if handle.order is None else rows[handle.order.sources], handle)
+    return dispatcher.combine(rows if handle.order is None else rows[handle.order.sources], handle).combined()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.gpu.random_model import weight_sizes
+from kernels.permute import Answers
 from model.batch import Batch
 from model.config import ModelConfig
 from model.tensors import TensorKind, expected_tensors
@@ -45,6 +46,7 @@ class WatchedDispatcher:
     def __init__(self, inner: Dispatcher) -> None:
         self._counts: list[torch.Tensor] | None = None
         self._inner = inner
+        self.local_load = inner.local_load
 
     @contextmanager
     def watching(self) -> Iterator[list[torch.Tensor]]:
@@ -62,7 +64,7 @@ class WatchedDispatcher:
             self._counts.append(handle.counts.clone())
         return handle, rows
 
-    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
         """As the inner one."""
         return self._inner.combine(rows, handle, plus)
 

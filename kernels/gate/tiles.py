@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from kernels.launch import launch_options
+from kernels.launch import launch_options, loads_first
 
 FEW_ROWS = 4  # at most, for which fp32 multiplication is faster than to lay operands out for the tensor cores
 DECODE_ROWS = 128  # at most, where reading the weights takes longest
 INVARIANT_ROWS = 64  # of the batch-invariant tile
-_MAX_REGISTERS = 255  # stated, or the compiler saves them and waits for the first loads before it issues the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +40,6 @@ class GateTile:
     def num_splits(self, width: int) -> int:
         """Splits of so many channels."""
         return -(-width // self.split_width(width))
-
-
-def loads_first(options: dict[str, int | bool]) -> dict[str, int | bool]:
-    """The options of a launch that has all its loads in flight at once."""
-    return {**options, "maxnreg": _MAX_REGISTERS}
 
 
 @cache

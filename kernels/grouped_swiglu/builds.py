@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
-from kernels.grouped_swiglu.tile_map import OPTIONS, tile_map_kernel
-from kernels.grouped_swiglu.tile_map import constants as tile_map_constants
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.grouped_swiglu.triton_kernel import down_constants, down_kernel, gate_up_constants, gate_up_kernel
 from kernels.linear.builds import FORMATS
 from kernels.linear.tiles import MAX_NARROW_ROWS
+from kernels.permute.tiles import rows_per_tile
 from kernels.quantise.formats import Scaling
 
 _EXPERTS, _HIDDEN, _INNER = 256, 4096, 1024
@@ -18,14 +17,7 @@ _ROWS = (256, 4096, 8192, 32768)  # 1 to 128 an expert
 
 
 def builds() -> Iterator[Build]:
-    """The map of tiles, and both products in bf16 and both FP8 formats."""
-    yield Build(
-        name="experts tile map",
-        kernel=tile_map_kernel,
-        arguments={"counts": "*i32", "tiles": "*i32", "num_tiles": "i32"},
-        constants=tile_map_constants(_EXPERTS, 16),
-        options=OPTIONS,
-    )
+    """Both products in bf16 and both FP8 formats."""
     for kind, scaling in FORMATS.items():
         itemsize = 2 if scaling is Scaling.NONE else 1
         for block_rows in sorted({rows_per_tile(rows, _EXPERTS, itemsize, scaling) for rows in _ROWS}):

@@ -15,14 +15,15 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.grouped_swiglu.tile_map import tile_map
-from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, rows_per_tile, tiles_ahead
+from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.launched import launched
 from kernels.linear import Fp8Rows
 from kernels.linear.product import prefetch, prefetch_span, product, tile_places, tile_rows
 from kernels.linear.tiles import INVARIANT_ROWS, Tile
 from kernels.overlap import await_previous
 from kernels.permute import RowOrder
+from kernels.permute.tile_map import tile_map
+from kernels.permute.tiles import rows_per_tile
 from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 from kernels.quantise.triton_kernel import quantise

@@ -29,7 +29,7 @@ class RowOrder:
     """The order of the experts, for a kernel that reads rows from where they lie: nothing is copied into it."""
 
     sources: torch.Tensor  # [R] int32: the row that comes r-th; behind those that are counted anything
-    tiles: torch.Tensor  # [N, 3] int32 of `tile_rows` rows each, see `kernels.grouped_swiglu.tile_map`
+    tiles: torch.Tensor  # [N, 3] int32 of `tile_rows` rows each, see `kernels.permute.tile_map`
     tile_rows: int  # 0: no tiles were made
 
 
@@ -84,6 +84,25 @@ def combine_rows(
     assert weights.dtype == torch.float32 and weights.shape == source_rows.shape, f"weights are {weights.dtype}"
     assert plus is None or (plus.is_contiguous() and plus.dtype == rows.dtype), f"plus is {plus.dtype}"
     return _kernels(rows).combine_rows(rows, source_rows, weights.contiguous(), plus)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What `combine_rows` sums, for a norm that adds the sums to its residual stream and may make them on the way."""
+
+    rows: torch.Tensor  # [R, H]
+    source_rows: torch.Tensor  # [T, K] int32
+    weights: torch.Tensor  # [T, K] fp32
+    plus: torch.Tensor | None = None  # [T, H]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T, H."""
+        return self.source_rows.shape[0], self.rows.shape[1]
+
+    def combined(self) -> torch.Tensor:
+        """The sums [T, H]."""
+        return combine_rows(self.rows, self.source_rows, self.weights, self.plus)
 
 
 class _Kernels(Protocol):

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 import triton
 
 from kernels.builds import Build
+from kernels.permute.tile_map import OPTIONS as TILE_MAP_OPTIONS
+from kernels.permute.tile_map import constants as tile_map_constants
+from kernels.permute.tile_map import tile_map_kernel
 from kernels.permute.triton_kernel import (
     BLOCK,
     BLOCKS_AT_ONCE,
+    COMBINE_OPTIONS,
     OFFSETS_OPTIONS,
     ORDER_OPTIONS,
     ROW_OPTIONS,
@@ -34,6 +38,13 @@ def builds() -> Iterator[Build]:
     yield from _order_builds(256, _TOP_K, has_totals=False, tiles=(0,))  # of a group: where copies are sent
     yield from _order_builds(32, _TOP_K, has_totals=False, tiles=(0, 16, 32))
     yield from _order_builds(32, 1, has_totals=False, tiles=(0, 16, 32))
+    yield Build(
+        name="permute tile map, 256 experts",
+        kernel=tile_map_kernel,
+        arguments={"counts": "*i32", "tiles": "*i32", "num_tiles": "i32"},
+        constants=tile_map_constants(256, 16),
+        options=TILE_MAP_OPTIONS,
+    )
     for width in (4096, 2048):
         yield Build(
             name=f"permute gather, {width}",
@@ -50,7 +61,7 @@ def builds() -> Iterator[Build]:
                 **{"plus": "*bf16", "out": "*bf16"},
             },
             constants={"PLUS": True, **row_constants(_TOP_K, width)},
-            options=ROW_OPTIONS,
+            options=COMBINE_OPTIONS,
         )
 
 

@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from kernels import native
-from kernels.grouped_swiglu.tile_map import max_tiles
-from kernels.grouped_swiglu.tiles import narrow_tile_rows
-from kernels.launch import launch_options
+from kernels.launch import launch_options, loads_first
 from kernels.launched import launched
 from kernels.linear.tiles import INVARIANT_ROWS
 from kernels.overlap import await_previous
 from kernels.permute import RowOrder
+from kernels.permute.tile_map import store_tiles
+from kernels.permute.tiles import max_tiles, narrow_tile_rows
 
 COMPARED_CHUNK = 16  # copies that a program places by comparing with all
 COMPARED_OTHERS = 128  # copies that those are compared with at once: 16 comparisons a thread, more would spill
@@ -33,6 +33,7 @@ MAX_COMPARED = 4096  # copies that are ordered by comparing all with all: 256 pr
 ORDER_OPTIONS = launch_options(num_warps=4)
 OFFSETS_OPTIONS = launch_options(num_warps=8)
 ROW_OPTIONS = launch_options(num_warps=4)
+COMBINE_OPTIONS = loads_first(ROW_OPTIONS)
 
 
 @triton.jit
@@ -58,24 +59,6 @@ def _store_counts(
     if HAS_TOTALS:
         total = tl.load(totals + expert, mask=exists, other=0)
         tl.store(totals + expert, total + found.to(tl.int64), mask=exists)
-
-
-@triton.jit
-def _store_tiles(tiles: tl.tensor, counts: tl.tensor, num_tiles: tl.tensor, TILE_ROWS: tl.constexpr) -> None:
-    """What `tile_map_kernel` writes, all experts at once: theirs are a tile or two each."""
-    expert = tl.arange(0, counts.shape[0])
-    tiles_of = (counts + TILE_ROWS - 1) // TILE_ROWS
-    first_row = tl.cumsum(counts, 0) - counts
-    first_tile = tl.cumsum(tiles_of, 0) - tiles_of
-    for index in range(0, tl.max(tiles_of, 0)):
-        place = tiles + 3 * (first_tile + index)
-        exists = index < tiles_of
-        tl.store(place, expert, mask=exists)
-        tl.store(place + 1, first_row + index * TILE_ROWS, mask=exists)
-        tl.store(place + 2, first_row + counts, mask=exists)
-    for first_left in range(tl.sum(tiles_of, 0), num_tiles, counts.shape[0]):
-        left = first_left + expert
-        tl.store(tiles + 3 * left, tl.full(left.shape, -1, tl.int32), mask=left < num_tiles)
 
 
 @launched
@@ -124,7 +107,7 @@ def compare_kernel(
             found += _histogram(ids, start, num_copies, EXPERTS_POW2, BLOCK)
         _store_counts(counts, totals, found, NUM_EXPERTS, HAS_TOTALS)
         if TILE_ROWS > 0:
-            _store_tiles(tiles, found, num_tiles, TILE_ROWS)
+            store_tiles(tiles, found, num_tiles, TILE_ROWS)
 
 
 @launched
@@ -226,6 +209,30 @@ def gather_kernel(
         tl.store(rows + place * WIDTH + column, value, mask=column < tl.where(place < 0, 0, WIDTH))
 
 
+@triton.jit
+def weighted_sum(
+    rows: tl.tensor,
+    source_rows: tl.tensor,
+    weights: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    TOP_K: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """The fp32 sum over k, in order, of some columns of a row's answers; all are asked for before any is added."""
+    places, shares, values = tl.tuple(()), tl.tuple(()), tl.tuple(())
+    for k in tl.static_range(TOP_K):
+        places += (tl.load(source_rows + row * TOP_K + k).to(tl.int64),)
+        shares += (tl.load(weights + row * TOP_K + k),)
+    for k in tl.static_range(TOP_K):
+        is_read = column < tl.where(places[k] < 0, 0, WIDTH)
+        values += (tl.load(rows + places[k] * WIDTH + column, mask=is_read, other=0.0),)
+    total = tl.zeros(column.shape, tl.float32)
+    for k in tl.static_range(TOP_K):
+        total += tl.where(places[k] >= 0, shares[k], 0.0) * values[k].to(tl.float32)
+    return total
+
+
 @launched
 @triton.jit
 def combine_kernel(
@@ -243,15 +250,10 @@ def combine_kernel(
     await_previous()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
-    total = tl.zeros((BLOCK_WIDTH,), tl.float32)
-    for k in tl.static_range(TOP_K):
-        place = tl.load(source_rows + row * TOP_K + k).to(tl.int64)
-        is_read = column < tl.where(place < 0, 0, WIDTH)
-        value = tl.load(rows + place * WIDTH + column, mask=is_read, other=0.0).to(tl.float32)
-        total += tl.where(place >= 0, tl.load(weights + row * TOP_K + k), 0.0) * value
-    total = total.to(out.dtype.element_ty)
     if PLUS:
         more = tl.load(plus + row * WIDTH + column, mask=column < WIDTH, other=0.0)
+    total = weighted_sum(rows, source_rows, weights, row, column, TOP_K, WIDTH).to(out.dtype.element_ty)
+    if PLUS:
         total = (total.to(tl.float32) + more.to(tl.float32)).to(out.dtype.element_ty)
     tl.store(out + row * WIDTH + column, total, mask=column < WIDTH)
 
@@ -266,27 +268,36 @@ def row_order(
     ids: torch.Tensor, num_experts: int, totals: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, RowOrder]:
     """Counts, places and order; see `kernels.permute.sort_by_expert`."""
-    num_copies, tile_rows = ids.numel(), 0
-    if num_copies <= MAX_COMPARED:
-        tile_rows = INVARIANT_ROWS if native.is_batch_invariant() else narrow_tile_rows(num_copies, num_experts)
-    return _ordered(ids, num_experts, totals, tile_rows)
+    return _ordered(ids, num_experts, totals, tile_rows_of(ids.numel(), num_experts))
+
+
+def tile_rows_of(num_copies: int, num_experts: int) -> int:
+    """Rows of the tiles that are mapped with the order; 0: none are."""
+    if num_copies > MAX_COMPARED:
+        return 0
+    return INVARIANT_ROWS if native.is_batch_invariant() else narrow_tile_rows(num_copies, num_experts)
+
+
+def room_for_order(ids: torch.Tensor, num_experts: int, tile_rows: int) -> tuple[torch.Tensor, torch.Tensor, RowOrder]:
+    """Counts [E], places like ids and an order of them, to be filled."""
+    counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
+    sources = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
+    num_tiles = max_tiles(ids.numel(), num_experts, tile_rows) if tile_rows else 0
+    tiles = torch.empty(num_tiles, 3, dtype=torch.int32, device=ids.device)
+    return counts, torch.empty_like(ids), RowOrder(sources, tiles, tile_rows)
 
 
 def _ordered(
     ids: torch.Tensor, num_experts: int, totals: torch.Tensor | None, tile_rows: int
 ) -> tuple[torch.Tensor, torch.Tensor, RowOrder]:
-    counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
-    places, num_copies, top_k = torch.empty_like(ids), ids.numel(), ids.shape[1]
-    sources = torch.empty(num_copies, dtype=torch.int32, device=ids.device)
-    num_tiles = max_tiles(num_copies, num_experts, tile_rows) if tile_rows else 0
-    tiles = torch.empty(num_tiles, 3, dtype=torch.int32, device=ids.device)
-    order = RowOrder(sources, tiles, tile_rows)
+    counts, places, order = room_for_order(ids, num_experts, tile_rows)
+    num_copies, top_k = ids.numel(), ids.shape[1]
     sums = counts if totals is None else totals  # any pointer where there are none
     experts = experts_constants(num_experts, totals is not None)
     if num_copies <= MAX_COMPARED:
         grid = (-(-num_copies // COMPARED_CHUNK) + 1,)
         compare_kernel[grid](
-            *(ids, counts, sums, places, sources, tiles, num_copies, num_tiles),
+            *(ids, counts, sums, places, order.sources, order.tiles, num_copies, len(order.tiles)),
             **compare_constants(top_k, num_experts, totals is not None, tile_rows),
             **ORDER_OPTIONS,
         )
@@ -296,7 +307,7 @@ def _ordered(
     histogram_kernel[(num_blocks,)](ids, offsets, num_copies, num_experts, experts_pow2, BLOCK, **ORDER_OPTIONS)
     offsets_kernel[(1,)](offsets, counts, sums, num_blocks, **experts, BLOCKS_AT_ONCE=BLOCKS_AT_ONCE, **OFFSETS_OPTIONS)
     place_kernel[(-(-num_copies // CHUNK),)](
-        *(ids, offsets, places, sources, num_copies), **place_constants(top_k, num_experts), **ORDER_OPTIONS
+        *(ids, offsets, places, order.sources, num_copies), **place_constants(top_k, num_experts), **ORDER_OPTIONS
     )
     return counts, places, order
 
@@ -343,7 +354,7 @@ def combine_rows(
             *(rows, source_rows, weights, rows if plus is None else plus, out),
             PLUS=plus is not None,
             **constants,
-            **ROW_OPTIONS,
+            **COMBINE_OPTIONS,
         )
     return out
 

@@ -212,7 +212,18 @@ def test_no_value_reaches_the_host(launches: list[str], method: DraftMethod, row
     assert device.num_operations > 100
     wanted = {"split_kernel", "choose_kernel", "compare_kernel", "down_kernel", "draw_kernel", "accept_kernel"}
     assert wanted <= set(launches)
+    assert "answers_norm_kernel" in launches and "combine_kernel" not in launches, "a step has few rows"
     assert ("chunk_kernel" in launches) == (rows_each > 8), "the rows of a sequence bound what is launched for it"
+
+
+def test_a_row_alone_is_chosen_for_and_sorted_by_one_kernel(launches: list[str]) -> None:
+    model, _ = loaded(DraftMethod.NONE)
+    with nothing_but_the_device() as (mode, device):
+        region = on_device(model, None, mode, Bucket(num_sequences=1, rows_each=1), torch.float32)
+        with device:
+            run(region)
+    assert launches.count("ordered_choice_kernel") == model.config.num_moe_layers > 0
+    assert not {"choose_kernel", "compare_kernel", "tile_map_kernel", "combine_kernel"} & set(launches)
 
 
 @pytest.mark.parametrize(

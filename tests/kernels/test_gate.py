@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.gate import GateShape, sigmoid_group_topk
+from kernels import native
+from kernels.gate import GateShape, choose_and_sort, sigmoid_group_topk
 from kernels.gate.tiles import gate_tile, invariant_tile
 from kernels.linear import pack_weight
+from kernels.permute import SortedCopies, sort_by_expert
 
 SMALL = GateShape(num_expert_groups=4, topk_groups=2, top_k=4, scale=2.5, normalise=True)
 LARGE = GateShape(num_expert_groups=8, topk_groups=4, top_k=8, scale=2.5, normalise=True)
@@ -144,3 +146,69 @@ def test_a_row_does_not_know_its_neighbours(backend: str, draw: torch.Generator)
         alone = sigmoid_group_topk(hidden[first : first + 1], packed, bias, SMALL)
         for whole, one in zip(sigmoid_group_topk(hidden, packed, bias, SMALL), alone, strict=True):
             assert torch.equal(whole[first : first + 1], one)
+
+
+def test_rows_that_are_padding_choose_nobody(backend: str, draw: torch.Generator) -> None:
+    packed, bias = pack_weight(torch.randn(16, 72, generator=draw)), 0.3 * torch.randn(16, generator=draw)
+    hidden, is_live = torch.randn(5, 72, generator=draw), torch.tensor([True, False, True, True, False])
+    whole, ids = (sigmoid_group_topk(hidden, packed, bias, SMALL, live)[0] for live in (None, is_live))
+    assert ids.dtype == torch.int32 and torch.equal(ids, torch.where(is_live[:, None], whole, -1))
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "shape"),
+    [
+        (256, LARGE),
+        (16, SMALL),
+        (30, GateShape(num_expert_groups=3, topk_groups=2, top_k=5, scale=2.5, normalise=False)),
+        (3, GateShape(num_expert_groups=1, topk_groups=1, top_k=3, scale=1.0, normalise=True)),
+        (64, GateShape(num_expert_groups=8, topk_groups=8, top_k=35, scale=1.0, normalise=True)),  # tiles are left over
+    ],
+)
+@pytest.mark.parametrize("live", [None, True, False], ids=["live or not", "live", "padding"])
+@pytest.mark.parametrize("is_invariant", [False, True], ids=["", "invariant"])
+def test_a_row_alone_is_sorted_with_its_choice(
+    triton_backend: str,
+    draw: torch.Generator,
+    num_experts: int,
+    shape: GateShape,
+    live: bool | None,
+    is_invariant: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by the kernels of the choice and of the order, none of which runs: every bit but what means nothing."""
+    native.use("triton", batch_invariant=is_invariant)
+    packed, bias = pack_weight(torch.randn(num_experts, 72, generator=draw)), torch.randn(num_experts, generator=draw)
+    hidden = torch.randn(1, 72, generator=draw).to(torch.bfloat16)
+    is_live = None if live is None else torch.tensor([live])
+    before = torch.arange(num_experts) + (1 << 40)
+    true_ids, true_weights = sigmoid_group_topk(hidden, packed, bias, shape, is_live)
+    expected, true_totals = sort_by_expert(hidden, true_ids, num_experts, totals := before.clone()), totals
+    monkeypatch.delattr("kernels.gate.triton_kernel.choose_kernel")
+    monkeypatch.delattr("kernels.permute.triton_kernel.compare_kernel")
+    totals = before.clone()
+    ids, weights, copies = choose_and_sort(hidden, packed, bias, shape, totals, is_live)
+    assert torch.equal(ids, true_ids) and torch.equal(weights, true_weights) and torch.equal(totals, true_totals)
+    assert copies is not None and copies.rows is hidden
+    assert_same_order(copies, expected)
+
+
+def assert_same_order(found: SortedCopies, expected: SortedCopies) -> None:
+    """But for what stands behind the copies that are counted, and beside tiles of no expert."""
+    assert torch.equal(found.counts, expected.counts) and torch.equal(found.places, expected.places)
+    assert found.order is not None and expected.order is not None
+    num_counted, is_tile = int(expected.counts.sum()), expected.order.tiles[:, 0] >= 0
+    assert torch.equal(found.order.sources[:num_counted], expected.order.sources[:num_counted])
+    assert found.order.tile_rows == expected.order.tile_rows
+    assert torch.equal(found.order.tiles[:, 0], expected.order.tiles[:, 0])
+    assert torch.equal(found.order.tiles[is_tile], expected.order.tiles[is_tile])
+
+
+def test_more_rows_are_not_sorted_with_their_choice(backend: str, draw: torch.Generator) -> None:
+    packed, bias = pack_weight(torch.randn(16, 72, generator=draw)), torch.randn(16, generator=draw)
+    for num_rows in (0, 2) if backend == "triton" else (0, 1, 2):
+        hidden, totals = torch.randn(num_rows, 72, generator=draw), torch.zeros(16, dtype=torch.int64)
+        ids, weights, copies = choose_and_sort(hidden, packed, bias, SMALL, totals)
+        assert copies is None and not totals.any()
+        for ours, theirs in zip((ids, weights), sigmoid_group_topk(hidden, packed, bias, SMALL), strict=True):
+            assert torch.equal(ours, theirs)

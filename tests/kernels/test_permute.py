@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import native
-from kernels.grouped_swiglu.tile_map import tile_map
 from kernels.permute import combine_rows, expert_order, gather_rows, reference, sort_by_expert
+from kernels.permute.tile_map import tile_map
 
 
 def random_ids(draw: torch.Generator, num_rows: int, top_k: int, num_experts: int) -> torch.Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kernels.permute import Answers, combine_rows
 from kernels.quantise.formats import Scaling
 from kernels.quantise.reference import quantise_blocks, quantise_tokens
 from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_both, rms_norm_quantised
@@ -100,3 +103,55 @@ def test_both_at_once_are_both(
         assert torch.equal(normed, add_rms_norm(streams[2], x, weight, EPS))
     assert torch.equal(values.float(), alone[0].float()) and torch.equal(scales, alone[1])
     assert torch.equal(streams[0], residual + x)
+
+
+@pytest.mark.parametrize("has_plus", [True, False], ids=["plus", "alone"])
+@pytest.mark.parametrize("scaling", list(Scaling))
+@pytest.mark.parametrize("shape", [(0, 128), (1, 64), (3, 300), (13, 512)])
+def test_answers_are_summed_on_the_way(
+    backend: str,
+    dtype: torch.dtype,
+    draw: torch.Generator,
+    shape: tuple[int, int],
+    scaling: Scaling,
+    has_plus: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the last bit what two kernels make of them, whether one does it or two; a place of -1 is not read."""
+    num_rows, width = shape
+    rows = torch.randn(3 * num_rows + 1, width, generator=draw).to(dtype)
+    places = torch.randperm(3 * num_rows, generator=draw).int().view(num_rows, 3)
+    places[1:2] = -1
+    rows[-1] = float("nan")  # what -1 would read
+    answers = Answers(rows, places, torch.rand(num_rows, 3, generator=draw))
+    residual, weight = torch.randn(shape, generator=draw).to(dtype), torch.randn(width, generator=draw).to(dtype)
+    if has_plus:
+        answers = replace(answers, plus=torch.randn(shape, generator=draw).to(dtype))
+    summed = combine_rows(answers.rows, places, answers.weights, answers.plus)
+    assert answers.shape == summed.shape and torch.equal(answers.combined(), summed)
+
+    def norm(x: torch.Tensor | Answers) -> tuple[torch.Tensor, ...]:
+        stream = residual.clone()
+        if scaling is Scaling.NONE:
+            return add_rms_norm(stream, x, weight, EPS), stream
+        return *rms_norm_quantised(x, weight, EPS, scaling, stream), stream
+
+    expected = norm(summed)
+    found = [norm(answers)]
+    if backend == "triton":
+        monkeypatch.setattr("kernels.rms_norm.triton_kernel.MAX_ANSWERED_ROWS", 0)
+        found.append(norm(answers))
+        monkeypatch.undo()
+        monkeypatch.delattr("kernels.permute.triton_kernel.combine_kernel")
+        found.append(norm(answers))
+    for results in found:
+        for ours, theirs in zip(results, expected, strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours.float(), theirs.float())
+
+
+def test_answers_are_added_to_something(backend: str) -> None:
+    answers = Answers(torch.ones(2, 8), torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1))
+    with pytest.raises(AssertionError, match="answers are added to a residual stream"):
+        rms_norm_quantised(answers, torch.ones(8), EPS, Scaling.BLOCKS)
+    with pytest.raises(AssertionError, match=r"residual is \[3, 8\], x \[2, 8\]"):
+        add_rms_norm(torch.ones(3, 8), answers, torch.ones(8), EPS)

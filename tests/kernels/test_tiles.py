@@ -9,8 +9,7 @@ import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.grouped_swiglu.tile_map import max_tiles, tile_map
-from kernels.grouped_swiglu.tiles import L2_BYTES, down_tile, gate_up_tile, rows_per_tile, tiles_ahead
+from kernels.grouped_swiglu.tiles import L2_BYTES, down_tile, gate_up_tile, tiles_ahead
 from kernels.linear.tiles import SPLIT_PROGRAMS, linear_tile
 from kernels.linear.tiles import num_splits as linear_splits
 from kernels.linear.tiles import split_tile as linear_split_tile
@@ -28,6 +27,8 @@ from kernels.paged_attention.tiles import (
     split_tile,
     verify_rows,
 )
+from kernels.permute.tile_map import tile_map
+from kernels.permute.tiles import max_tiles, rows_per_tile
 from kernels.quantise.formats import Scaling
 
 

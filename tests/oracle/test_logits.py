@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from benchmarks.shapes import shape_dict
 from kernels import native
+from kernels.permute import Answers
+from router.dispatch import DispatchHandle, ExpertChoice
 from tests.oracle.comparison import mean_kl, random_ids, relative_error, top1_agreement
 from tests.oracle.glm4_moe import expert_sets, glm4_moe
 from tests.oracle.reference import ReferenceModel
@@ -137,3 +140,26 @@ def test_tied_head_and_absent_bias_are_honoured(tmp_path: Path) -> None:
     ids = random_ids(16, model.config.vocab_size)
     formulas = ReferenceModel(model.config, model.tensors).forward(ids)
     assert relative_error(run_prompt(model.load(), ids).logits, formulas.logits) < FP32_TOLERANCE
+
+
+class ForgottenAnswers(RecordingDispatcher):
+    """Sees to it that nobody keeps a layer's answers, K of each row, until the next layer runs."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__(num_experts)
+        self.answers: list[weakref.ref[torch.Tensor]] = []
+
+    def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
+        assert all(answers() is None for answers in self.answers), f"layer {len(self.answers)}"
+        return super().dispatch(hidden, choice)
+
+    def combine(self, rows: torch.Tensor, handle: DispatchHandle, plus: torch.Tensor | None = None) -> Answers:
+        self.answers.append(weakref.ref(rows))
+        return super().combine(rows, handle, plus)
+
+
+def test_answers_are_gone_before_the_next_layer(tiny: Tiny) -> None:
+    model = tiny("B")
+    dispatcher = ForgottenAnswers(model.config.num_experts)
+    run_prompt(model.load(dispatcher=dispatcher), random_ids(NUM_TOKENS, model.config.vocab_size))
+    assert len(dispatcher.answers) == model.config.num_moe_layers > 1

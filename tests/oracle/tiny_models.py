@@ -12,12 +12,14 @@ from torch import Tensor
 
 from benchmarks.random_checkpoint import random_tensors, write_checkpoint
 from benchmarks.shapes import shape_dict
+from kernels.permute import Answers
 from model.bailing import BailingModel
 from model.batch import Batch, ModelOutput
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from router.dispatch import Dispatcher, DispatchHandle, ExpertChoice
+from router.load_stats import LoadStats
 from router.local import LocalDispatcher
 from router.placement import Placement
 
@@ -56,6 +58,7 @@ class RecordingDispatcher:
 
     def __init__(self, num_experts: int) -> None:
         self.experts: list[list[set[int]]] = []
+        self.local_load: LoadStats | None = None  # so that it is given what was chosen as any other
         self._local = LocalDispatcher(num_experts)
 
     def dispatch(self, hidden: Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, Tensor]:
@@ -63,7 +66,7 @@ class RecordingDispatcher:
         self.experts.append([set(ids) for ids in choice.ids.tolist()])
         return self._local.dispatch(hidden, choice)
 
-    def combine(self, rows: Tensor, handle: DispatchHandle, plus: Tensor | None = None) -> Tensor:
+    def combine(self, rows: Tensor, handle: DispatchHandle, plus: Tensor | None = None) -> Answers:
         """As the local one."""
         return self._local.combine(rows, handle, plus)
 

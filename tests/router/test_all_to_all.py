@@ -73,10 +73,11 @@ def one_rank(rank: int, world: dist.ProcessGroup) -> list[dict[str, Any]]:
         hidden = hidden.to(dtype)
         dispatcher = AllToAllDispatcher(placement, rank, groups[placement.num_ranks])
         handle, rows = dispatcher.dispatch(hidden, choice)
-        echo = dispatcher.combine(rows, handle)
+        echo = dispatcher.combine(rows, handle).combined()
         handle, rows = dispatcher.dispatch(hidden, choice)
         answers = shard_of(placement.local_experts(rank), dtype)(rows, handle.counts)
-        results.append({"echo": echo, "out": dispatcher.combine(answers, handle), "load": dispatcher.load.snapshot()})
+        out = dispatcher.combine(answers, handle).combined()
+        results.append({"echo": echo, "out": out, "load": dispatcher.load.snapshot()})
     return results
 
 
@@ -92,5 +93,5 @@ def test_every_row_comes_home_with_the_answers_of_its_experts(tmp_path: Path) ->
             handle, rows = local.dispatch(hidden, choice)
             answers = shard_of(tuple(range(EXPERTS)), dtype)(rows, handle.counts)
             # One process and many give the same bits: a row's result does not depend on its neighbours.
-            assert_same(result["out"], local.combine(answers, handle), where)
+            assert_same(result["out"], local.combine(answers, handle).combined(), where)
             assert result["load"] == tuple(2 * n for n in local.load.snapshot()), where

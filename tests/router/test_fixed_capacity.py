@@ -46,8 +46,8 @@ def choices(draw: torch.Generator, num_rows: int, skew: str, num_live: int) -> E
     elif skew == "first":
         scores[:, :TOP_K] += 1  # every row to the same experts, which one rank holds
     ids = scores.argsort(1, descending=True)[:, :TOP_K].int().contiguous()
-    choice = ExpertChoice(ids=ids, weights=torch.rand(num_rows, TOP_K, generator=draw))
-    return choice.of_live(torch.arange(num_rows) < num_live)
+    ids[num_live:] = -1
+    return ExpertChoice(ids=ids, weights=torch.rand(num_rows, TOP_K, generator=draw), is_padded=True)
 
 
 def through(
@@ -56,7 +56,7 @@ def through(
     handle, rows = dispatcher.dispatch(hidden, choice)
     answers = shard(rows, handle.counts)
     answers[int(handle.counts.sum()) :] = float("nan")  # what nobody asked for may be anything
-    return dispatcher.combine(answers, handle), handle.counts
+    return dispatcher.combine(answers, handle).combined(), handle.counts
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.permute import sort_by_expert
 from router.dispatch import ExpertChoice
 from router.local import LocalDispatcher
 
@@ -22,7 +25,7 @@ def test_combine_after_dispatch_is_the_identity_at_unit_weight(num_rows: int, nu
     dispatcher = LocalDispatcher(num_experts)
     choice = choice_of(num_rows, num_experts, 4, seed)  # four weights of 1/4: exact in fp32
     handle, rows = dispatcher.dispatch(hidden, choice)
-    assert torch.equal(dispatcher.combine(rows, handle), hidden)
+    assert torch.equal(dispatcher.combine(rows, handle).combined(), hidden)
     assert handle.counts.tolist() == torch.bincount(choice.ids.flatten().long(), minlength=num_experts).tolist()
     assert dispatcher.load.snapshot() == tuple(handle.counts.tolist())
 
@@ -40,3 +43,13 @@ def test_load_adds_up_over_calls() -> None:
     for seed in range(3):
         dispatcher.dispatch(torch.zeros(5, 4), choice_of(5, 8, 2, seed))
     assert sum(dispatcher.load.snapshot()) == 3 * 5 * 2
+
+
+def test_what_the_gate_sorted_is_neither_sorted_nor_counted_again() -> None:
+    dispatcher, hidden, choice = LocalDispatcher(8), torch.randn(5, 4), choice_of(5, 8, 2, 0)
+    assert dispatcher.local_load is dispatcher.load
+    copies = sort_by_expert(hidden, choice.ids, 8, dispatcher.load.totals)
+    handle, rows = dispatcher.dispatch(hidden, replace(choice, copies=copies))
+    assert rows is copies.rows and handle.counts is copies.counts
+    assert torch.equal(dispatcher.combine(rows, handle).combined(), hidden)
+    assert sum(dispatcher.load.snapshot()) == 5 * 2

@@ -15,9 +15,28 @@ import triton.language as tl
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.overlap import await_previous
+from kernels.permute.tiles import max_tiles
 
 OPTIONS = launch_options(num_warps=1)
 _CHUNK = 32  # tiles that a program writes at once
+
+
+@triton.jit
+def store_tiles(tiles: tl.tensor, counts: tl.tensor, num_tiles: tl.tensor, TILE_ROWS: tl.constexpr) -> None:
+    """What `tile_map_kernel` writes, all experts at once: theirs are a tile or two each."""
+    expert = tl.arange(0, counts.shape[0])
+    tiles_of = (counts + TILE_ROWS - 1) // TILE_ROWS
+    first_row = tl.cumsum(counts, 0) - counts
+    first_tile = tl.cumsum(tiles_of, 0) - tiles_of
+    for index in range(0, tl.max(tiles_of, 0)):
+        place = tiles + 3 * (first_tile + index)
+        exists = index < tiles_of
+        tl.store(place, expert, mask=exists)
+        tl.store(place + 1, first_row + index * TILE_ROWS, mask=exists)
+        tl.store(place + 2, first_row + counts, mask=exists)
+    for first_left in range(tl.sum(tiles_of, 0), num_tiles, counts.shape[0]):
+        left = first_left + expert
+        tl.store(tiles + 3 * left, tl.full(left.shape, -1, tl.int32), mask=left < num_tiles)
 
 
 @launched
@@ -62,11 +81,6 @@ def tile_map(counts: torch.Tensor, num_rows: int, block_rows: int) -> torch.Tens
     tiles = torch.empty(num_tiles, 3, dtype=torch.int32, device=counts.device)
     tile_map_kernel[(num_experts + 1,)](counts, tiles, num_tiles, **constants(num_experts, block_rows), **OPTIONS)
     return tiles
-
-
-def max_tiles(num_rows: int, num_experts: int, block_rows: int) -> int:
-    """The most tiles that `num_rows` rows can need, however they fall: each expert may have one that is not full."""
-    return num_rows // block_rows + min(num_rows, num_experts)
 
 
 @cache
