@@ -55,7 +55,7 @@ class LoadProgress:
     """How far one rank is on its way to serving."""
 
     rank: int
-    stage: str  # "starting", "loading", "warming", "ready"
+    stage: str  # "starting", "loading", "compiling" (whose bytes are kernels), "warming", "ready"
     done_bytes: int = 0
     total_bytes: int = 0
     replica: int = 0

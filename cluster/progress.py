@@ -106,6 +106,8 @@ def _how_far(step: LoadProgress, stage: _Stage, now_s: float) -> str:
     """` 3.10 of 13.00 GiB, 12 s left`; nothing where a stage has no bytes."""
     if not step.total_bytes:
         return ""
+    if step.stage == "compiling":
+        return f" {step.done_bytes} of {step.total_bytes} kernels"
     if not step.done_bytes:
         return f" {readable(step.total_bytes)}"
     left_s = ""

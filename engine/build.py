@@ -22,6 +22,7 @@ from engine.graphs.sizes import graph_bytes, runs_graphs
 from engine.lockstep import GroupLockstep, LocalLockstep, Lockstep, join_group, reach_store
 from engine.memory import available_bytes, demand_room_for_weights, kv_blocks, weight_bytes
 from engine.model_runner import ModelRunner
+from engine.precompile.ahead import compile_ahead
 from engine.rank import Rank, RankFacts
 from engine.runner import Runner
 from engine.warm_up import warm_up
@@ -34,7 +35,8 @@ from router.local import LocalDispatcher
 from router.placement import Placement
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
-Progress = Callable[[str, int, int], None]  # stage ("loading", "warming"), bytes done, bytes in all
+# Stage ("loading", "compiling", "warming"), and of how many bytes, or kernels, how many are done: done, all.
+Progress = Callable[[str, int, int], None]
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 
@@ -100,6 +102,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     num_weight_bytes += draft_weight_bytes(config, model_config, dtype)
     demand_room_for_weights(num_weight_bytes, available_bytes(device))
     target = Target(dtype=dtype, device=device, placement=placement, rank=config.rank)
+    ahead = compile_ahead(config, device)
     model = load_model(
         config.model_dir,
         model_config,
@@ -120,6 +123,8 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         is_drawn = config.speculation.acceptance is Acceptance.REJECTION
         memory = DraftMemory(config.max_sequences) if is_drawn else None
         drafter = chain_drafter(draft_model, num_allocated, config.block_size, kv_dtype, device, memory)
+    if ahead is not None:
+        ahead.wait(lambda done, total: report("compiling", done, total))
     report("warming", 0, 0)
     runner: Runner = ModelRunner(model, kv, device, drafter, config.speculation)
     if has_graphs:

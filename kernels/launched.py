@@ -19,6 +19,19 @@ _Tensor = torch.Tensor
 _INT32 = 1 << 31  # what is not below it, Triton passes in 64 bits
 
 
+def hash_callees(jitted: JITFunction[Any]) -> None:
+    """Give a function the key in Triton's cache that it has whatever was compiled before.
+
+    Before triton-lang/triton#10494 (3.9 has it, 3.6 does not) a key lacks what those callees refer to that were not
+    hashed earlier, and Triton compiles anew what lies in its cache.
+    """
+    for name in jitted.fn.__code__.co_names:
+        callee = jitted.fn.__globals__.get(name)
+        if isinstance(callee, JITFunction) and callee.hash is None:
+            hash_callees(callee)
+            callee.cache_key  # noqa: B018  # hashes it
+
+
 def launched(kernel: Any) -> Any:
     """A @triton.jit function with the same way to launch it; in Triton's interpreter the function itself."""
     return Launched(kernel) if isinstance(kernel, JITFunction) else kernel
@@ -32,6 +45,9 @@ class _Compiled(NamedTuple):
     metadata: Any
     constants: tuple[object, ...]  # launchers want the parameters that are constants, too, but do not read them
     current_stream: Callable[[], int]
+
+
+_NOTED = _Compiled(run=lambda *_: None, function=0, metadata=None, constants=(), current_stream=lambda: 0)
 
 
 class Launched:
@@ -49,6 +65,7 @@ class Launched:
         assert not any(is_constant[: self._num_arguments]), f"{jitted}: a constant stands before an argument"
         self._constants = tuple(parameter.name for parameter in jitted.params)[self._num_arguments :]
         self._compiled: dict[tuple[object, ...], _Compiled] = {}
+        self._is_hashed = False
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         """As of the kernel itself: what launches that many programs."""
@@ -73,10 +90,10 @@ class Launched:
                 arguments.append(argument)
                 key.append(kind)
             else:
-                self.jitted[grid](*args, **named)
+                self._launch_as_triton(grid, args, named)
                 return
         if addresses % 16:
-            self.jitted[grid](*args, **named)
+            self._launch_as_triton(grid, args, named)
             return
         key.append(device)  # a binary is loaded for one device
         compiled = self._compiled.get(tuple(key))
@@ -87,11 +104,20 @@ class Launched:
         x, y, z = (*grid, 1, 1)[:3]
         run(x, y, z, current_stream(), function, metadata, None, None, None, *arguments, *constants)
 
+    def _launch_as_triton(self, grid: tuple[int, ...], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not self._is_hashed:
+            hash_callees(self.jitted)
+            self._is_hashed = True
+        return self.jitted[grid](*args, **named)
+
     def _first_launch(
         self, key: tuple[object, ...], grid: tuple[int, ...], args: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
         """Launch as Triton does, and keep what it compiled."""
-        kernel = self.jitted[grid](*args, **named)
+        kernel = self._launch_as_triton(grid, args, named)
+        if kernel is None:  # this process compiles nothing, it notes what is launched: kernels/ahead.py
+            self._compiled[key] = _NOTED
+            return
         constants = (*args[self._num_arguments :], *(named[name] for name in self._constants if name in named))
         assert len(constants) == len(self._constants), f"{self.jitted}: arguments by name"
         driver = triton.runtime.driver.active

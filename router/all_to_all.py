@@ -41,10 +41,9 @@ class AllToAllDispatcher:
         counts, source_rows = expert_order(self._place[choice.ids], self._place.shape[0])
         self.load.add(counts[self._place])
         arriving = self._exchange_counts(counts)  # [G, local experts]
-        send = [int(part.sum()) for part in torch.split(counts, self._sizes)]
-        recv = arriving.sum(1).tolist()
+        send, recv = self._splits(counts, arriving)
         rows = self._exchange(gather_rows(hidden, source_rows, source_rows.numel()), send, recv)
-        arrived_for = self._expert_of_block.repeat_interleave(arriving.flatten())
+        arrived_for = self._expert_of_block.repeat_interleave(arriving.flatten(), output_size=sum(recv))
         copies = sort_by_expert(rows, arrived_for[:, None], self._num_local)
         handle = DispatchHandle(
             counts=copies.counts,
@@ -72,6 +71,10 @@ class AllToAllDispatcher:
         self.num_collectives += 1
         dist.all_to_all_single(arriving, counts, splits, self._sizes, group=self._group)
         return arriving.view(num_ranks, self._num_local)
+
+    def _splits(self, counts: torch.Tensor, arriving: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Rows to each rank and from it, which the host has to know."""
+        return [int(part.sum()) for part in torch.split(counts, self._sizes)], arriving.sum(1).tolist()
 
     def _exchange(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
         arrived = rows.new_empty(sum(recv), rows.shape[1])

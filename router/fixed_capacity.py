@@ -65,18 +65,27 @@ class FixedCapacityDispatcher:
         assert handle.copies is not None, "a handle of another dispatcher"
         # A place that no copy of this rank has is sent all the same, with whatever lies in the first row.
         answers = rows.index_select(0, handle.copies.flatten().clamp_min(0))
-        home = torch.empty_like(answers)
-        self.num_collectives += 1
-        # Bytes: gloo has no bf16.
-        dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
-        return Answers(home, handle.source_rows, handle.weights, plus)
+        return Answers(self._sent_home(answers), handle.source_rows, handle.weights, plus)
 
     def _gather(self, hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows [G * T, H] and ids [G * T, K] of all ranks, one after the other, in one collective."""
         width = hidden.shape[1] * hidden.itemsize
         mine = torch.cat([hidden.view(torch.uint8), ids.view(torch.uint8)], dim=1)
+        everyones = self._everyones(mine)
+        rows, all_ids = everyones[:, :width].contiguous(), everyones[:, width:].contiguous()
+        return rows.view(hidden.dtype), all_ids.view(torch.int32)
+
+    def _everyones(self, mine: torch.Tensor) -> torch.Tensor:
+        """What all ranks bring, [T, n] uint8 each -> [G * T, n]."""
         everyones = mine.new_empty(self._num_ranks * mine.shape[0], mine.shape[1])
         self.num_collectives += 1
         _all_gather(everyones, mine, group=self._group)
-        rows, all_ids = everyones[:, :width].contiguous(), everyones[:, width:].contiguous()
-        return rows.view(hidden.dtype), all_ids.view(torch.int32)
+        return everyones
+
+    def _sent_home(self, answers: torch.Tensor) -> torch.Tensor:
+        """The answers of all ranks for the rows of this one, [G * T * K, H]."""
+        home = torch.empty_like(answers)
+        self.num_collectives += 1
+        # Bytes: gloo has no bf16.
+        dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
+        return home

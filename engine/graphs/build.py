@@ -25,18 +25,27 @@ def graph_runner(
     speculation = config.speculation
     return GraphRunner(
         ModelRunner(model, kv, device, drafter, speculation),
-        StepWorld(
-            model=model,
-            kv=kv,
-            drafting=None if drafter is None else Drafting(model=drafter.model, kv=drafter.kv),
-            device=device,
-            is_alone=config.group_size == 1,
-            table_width=table_width(config, model.config, kv.num_blocks - 1),
-            max_drafts=speculation.max_drafts,
+        step_world(
+            config, model, kv, None if drafter is None else Drafting(model=drafter.model, kv=drafter.kv), device
         ),
         Buckets.of(config),
         HostSteps() if config.graphs.use is GraphUse.UNRECORDED else steps_on(device),
         speculation,
+    )
+
+
+def step_world(
+    config: EngineConfig, model: BailingModel, kv: KVCache, drafting: Drafting | None, device: torch.device
+) -> StepWorld:
+    """What all buckets share. The last block of `kv` belongs to nobody."""
+    return StepWorld(
+        model=model,
+        kv=kv,
+        drafting=drafting,
+        device=device,
+        is_alone=config.group_size == 1,
+        table_width=table_width(config, model.config, kv.num_blocks - 1),
+        max_drafts=config.speculation.max_drafts,
     )
 
 

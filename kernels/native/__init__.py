@@ -100,14 +100,17 @@ def demand_batch_invariance(device: torch.device) -> None:
 
 
 def _demand_triton() -> None:
-    if torch.cuda.is_available():
-        return
     try:
         import triton  # not at the top: it takes a second, and a process without a GPU has no use for it
     except ImportError as error:
         raise ValueError(f"kernels: 'triton' needs the package triton: {error}") from error
-    if not triton.knobs.runtime.interpret:
-        raise ValueError("kernels: 'triton' needs a CUDA device, or a process started with TRITON_INTERPRET=1")
+    if triton.knobs.runtime.interpret:
+        return
+    try:
+        triton.runtime.driver.active  # noqa: B018  # a device's, or what kernels/ahead.py puts in its place
+    except RuntimeError as error:
+        needed = "a CUDA device, or a process started with TRITON_INTERPRET=1"
+        raise ValueError(f"kernels: 'triton' needs {needed}: {error}") from error
 
 
 def backend() -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import sigmoe
-from sigmoe.cli import batch, chat, events, generate, loadtest, plan, serve, status, train_draft
+from sigmoe.cli import batch, chat, compile, events, generate, loadtest, plan, serve, status, train_draft
 from sigmoe.cli.output import EXIT_INTERRUPTED, exit_code_of, fail
 from sigmoe.errors import SigmoeError
 
@@ -21,6 +21,7 @@ examples:
   sigmoe loadtest --concurrency 1,8,32         measure it under load
   sigmoe batch --input prompts.jsonl --output out.jsonl   answer a file of requests
   sigmoe plan --model DIR --gpu h20 --ranks 8  what a model takes and gives on given GPUs
+  sigmoe compile serve.yaml                    its GPU kernels ahead, on any machine
   sigmoe train-draft --help                    train a head that drafts tokens for a model
 
 exit codes: 0 done, 1 the server failed, 2 wrong input, 3 nothing answers there, 4 the server is full,
@@ -53,6 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sigmoe {sigmoe.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for module in (serve, generate, chat, status, events, loadtest, batch, plan, train_draft):
+    for module in (serve, generate, chat, status, events, loadtest, batch, plan, compile, train_draft):
         module.add_parser(commands)
     return parser

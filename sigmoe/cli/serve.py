@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
-    for flag, key, text in _FLAGS:
-        parser.add_argument(flag, dest=key, metavar=flag.strip("-").upper(), help=f"{text} ({key})")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key (repeatable)")
+    add_configuration(parser, [flag for flag, *_ in _FLAGS])
     parser.add_argument("--dry-run", action="store_true", help="print the resolved plan and start nothing")
     parser.add_argument(
         "--plan-scale", action="store_true", help="print how many replicas would be wanted when, and why; start nothing"
@@ -70,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return lacks_server()
     if args.target is not None and not args.plan_scale:
         raise ValueError("--target: belongs to --plan-scale")
-    config = _config(args)
+    config = configuration(args)
     if args.dry_run:
         from cluster.dry_run import dry_run
 
@@ -84,10 +82,20 @@ def run(args: argparse.Namespace) -> int:
     return serve(config, is_json=args.json)
 
 
-def _config(args: argparse.Namespace) -> Config:
+def add_configuration(parser: argparse.ArgumentParser, flags: Collection[str]) -> None:
+    """The configuration file, these of the flags for its keys, and --set."""
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration file")
+    for flag, key, text in _FLAGS:
+        if flag in flags:
+            parser.add_argument(flag, dest=key, metavar=flag.strip("-").upper(), help=f"{text} ({key})")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key (repeatable)")
+
+
+def configuration(args: argparse.Namespace) -> Config:
+    """What the options of `add_configuration` say. Raises ConfigMistake."""
     from cluster import config
 
-    given = [(key, vars(args)[key]) for _, key, _ in _FLAGS if vars(args)[key] is not None]
+    given = [(key, vars(args)[key]) for _, key, _ in _FLAGS if vars(args).get(key) is not None]
     # A folder's or host's name is text even where YAML would see a number in it.
     flags = [f"{key}={json.dumps(value) if key in _TEXTS else value}" for key, value in given]
     return config.load(args.config, [*args.set, *flags])

@@ -187,7 +187,7 @@ def served_by(words: list[str]) -> config.Config:
     """The configuration of a `sigmoe serve` that an example tells to run, with this checkout's folders."""
     args = build_parser().parse_args(words)
     args.config = ROOT / args.config.relative_to("/sigmoe")
-    return serve_command._config(args)
+    return serve_command.configuration(args)
 
 
 def test_kuberay_s_job_is_a_command_of_ours(raycluster: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -38,6 +38,12 @@ def test_bytes_and_seconds_left_are_told_now_and_then() -> None:
     assert told.after(LINE_EVERY_S, "loading", 13 * GIB, 13 * GIB) == "rank 0: loading 13.00 GiB of 13.00 GiB"
 
 
+def test_kernels_are_counted() -> None:
+    told = Told()
+    assert told.after(0, "compiling", 0, 146) == "rank 0: compiling 0 of 146 kernels"
+    assert told.after(LINE_EVERY_S, "compiling", 20, 146) == "rank 0: compiling 20 of 146 kernels"
+
+
 def test_a_stage_without_bytes_is_told_once() -> None:
     told = Told()
     assert told.after(0, "warming") == "rank 0: warming"

@@ -14,7 +14,7 @@ import triton
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import BaseBackend
 
-from kernels.launched import Launched, launched
+from kernels.launched import Launched, hash_callees, launched
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEVICE, STREAM = 3, 40
@@ -22,6 +22,8 @@ DEVICE, STREAM = 3, 40
 
 class Jitted:
     """A @triton.jit function of as many arguments and the constants BLOCK and SPLIT, which notes what it is given."""
+
+    fn = staticmethod(lambda: None)  # calls nothing
 
     def __init__(self, num_arguments: int) -> None:
         arguments = [SimpleNamespace(name=f"a{at}", is_constexpr=False) for at in range(num_arguments)]
@@ -138,6 +140,46 @@ def test_an_argument_after_a_constant_is_refused() -> None:
     jitted.params.reverse()
     with pytest.raises(AssertionError, match="stands before"):
         Launched(jitted)
+
+
+def test_where_launches_are_noted_nothing_is_kept_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's hook has the launch return None: kernels/ahead.py."""
+    jitted = Jitted(1)
+    monkeypatch.setattr(jitted, "_launch", lambda *launch: jitted.by_triton.append(launch))
+    kernel = Launched(jitted)
+    for _ in range(2):
+        kernel[(1,)](7, BLOCK=1, SPLIT=1)
+    assert len(jitted.by_triton) == 1, "one variant, noted once"
+
+
+def _innermost() -> None:
+    """What a callee calls."""
+
+
+def _callee() -> None:
+    innermost()
+
+
+def _caller() -> None:
+    callee()
+    triton.cdiv(1, 2)
+
+
+innermost, callee = triton.JITFunction(_innermost), triton.JITFunction(_callee)
+
+
+def test_a_key_in_the_cache_is_made_from_the_inside_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    cache_key = triton.JITFunction.cache_key.fget
+
+    def noted(self: Any) -> Any:
+        if self.hash is None:
+            hashed.append(self.fn.__name__)
+        return cache_key(self)
+
+    monkeypatch.setattr(triton.JITFunction, "cache_key", property(noted))
+    hash_callees(triton.JITFunction(_caller))
+    assert hashed == ["_innermost", "_callee"]
 
 
 def _nothing() -> None:
