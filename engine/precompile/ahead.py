@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parent.parent.parent  # where `python -m engine.precompile.process` finds the rooms
 _ROOMS = ("kernels", "experts", "router", "model", "engine", "scheduler")  # what says how kernels are launched
 _MAX_PROCESSES = 16
+_PATIENCE_S = 300.0  # without a word: a kernel takes seconds, on a machine that is busy a minute
 
 OnReport = Callable[[Report], None]
 
@@ -120,11 +122,18 @@ def _reports(job: Job) -> Iterator[Report]:
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "engine.precompile.process", str(theirs.fileno())]
     with theirs:
-        process = subprocess.Popen(command, cwd=_ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-    with process, Connection(ours.detach()) as connection, contextlib.suppress(EOFError, OSError):
-        connection.send(job)
-        while True:
-            yield connection.recv()
+        process = subprocess.Popen(
+            command, cwd=_ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    with process, Connection(ours.detach()) as connection:
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                connection.send(job)
+                while connection.poll(_PATIENCE_S):
+                    yield connection.recv()
+        finally:  # with its workers, of which one may hang
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

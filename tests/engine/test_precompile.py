@@ -13,10 +13,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+import triton
 
 import engine.build
+import engine.precompile.ahead
 from benchmarks.fp8_checkpoint import BLOCK, CHANNEL
 from benchmarks.shapes import shape_dict
 from engine.config import (
@@ -49,6 +52,13 @@ def in_a_process(what: str, config: EngineConfig, folder: Path) -> Any:
     done = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def compile_into(cache: Path, config: EngineConfig) -> list[Report]:
@@ -154,6 +164,30 @@ def test_nothing_of_it_stops_a_start(caplog: pytest.LogCaptureFixture) -> None:
     Ahead(fail).wait(lambda done, total: shown.append((done, total)))
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "no room" in caplog.text
     assert set(shown) <= {(0, 0), (0, 3), (1, 3)}
+
+
+def test_a_compiler_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With all its processes, and a warning."""
+    begin, children = subprocess.Popen, tmp_path / "children"
+    hanging = f"import os, time; os.fork(); open({str(children)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(600)"
+
+    def begin_hanging(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        process = begin([sys.executable, "-c", hanging], **options)
+        while not children.exists() or len(children.read_text().split()) < 2:
+            assert process.poll() is None
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", begin_hanging)
+    monkeypatch.setattr(engine.precompile.ahead, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
+    config = configured(tiny_model("C", tmp_path / "model").folder)
+    assert compile_kernels(config, (9, 0), lambda report: None) == Report()
+    assert [record.levelname for record in caplog.records if "not_compiled" in record.message] == ["WARNING"]
+    while any(map(is_running, children.read_text().split())):  # killed, and perhaps not gone yet
+        pass
 
 
 def test_a_start_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
