@@ -22,12 +22,13 @@ class AllToAllDispatcher:
     Every rank of the group must call `dispatch` and `combine` in the same order, with zero rows too.
     """
 
+    local_load: LoadStats | None = None  # experts of other ranks are chosen, too
+
     def __init__(
         self, placement: Placement, rank: int, group: dist.ProcessGroup, device: torch.device | None = None
     ) -> None:
         assert group.size() == placement.num_ranks, f"group of {group.size()}, placement of {placement.num_ranks}"
         self.load = LoadStats(placement.num_experts, device)
-        self.local_load: LoadStats | None = None
         self.num_collectives = 0  # so far; ranks that disagree would wait for one another for ever
         self._group = group
         self._sizes = [len(experts) for experts in placement.experts]

@@ -16,12 +16,13 @@ from router.placement import Placement
 class GroupDispatcher:
     """Chooses by what the step says of itself, so the ranks of a group agree as they agree on the step."""
 
+    local_load: LoadStats | None = None  # experts of other ranks are chosen, too
+
     def __init__(
         self, placement: Placement, rank: int, group: dist.ProcessGroup, device: torch.device | None = None
     ) -> None:
         self._exact = AllToAllDispatcher(placement, rank, group, device)
         self.load = self._exact.load
-        self.local_load: LoadStats | None = None
         self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load)
 
     @property

@@ -147,9 +147,9 @@ def test_a_start_behind_it_compiles_nothing(tmp_path: Path) -> None:
     for mark in cache.glob("*.compiled"):
         mark.unlink()
     assert compile_into(cache, config)[-1].num_found == reports[-1].num_all, "all of it is there"
-    lost = next(cache.glob("*/combine_kernel.json")).parent
-    shutil.rmtree(lost)
-    assert in_a_process("hits", config, tmp_path)["compiled"] == ["combine_kernel"]
+    lost = next(cache.glob("*/answers_norm_kernel.json"))
+    shutil.rmtree(lost.parent)
+    assert in_a_process("hits", config, tmp_path)["compiled"] == ["answers_norm_kernel"]
 
 
 def test_nothing_of_it_stops_a_start(caplog: pytest.LogCaptureFixture) -> None:
