@@ -207,7 +207,7 @@ def test_a_start_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
             loaded.set()
 
     monkeypatch.setattr(engine.build, "compile_ahead", lambda config, device: Ahead(compile_all))
-    config = configured(tiny_checkpoint("C"), kernels=KernelChoice.TORCH, graphs=GraphConfig(use=GraphUse.OFF))
+    config = configured(tiny_checkpoint("C"), kernels=KernelChoice.AUTO, graphs=GraphConfig(use=GraphUse.OFF))
     engine.build.build_engine(config, on_progress)
     assert list(dict.fromkeys(stage for stage, *_ in stages)) == ["loading", "compiling", "warming"]
 
