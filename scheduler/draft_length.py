@@ -38,12 +38,13 @@ _PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those k
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
-_TRY_EVERY = 1024  # steps while it rests, after which the next sequence to start is followed, at most
+_TRY_EVERY = 2048  # steps while it rests, after which the next sequence to start is followed, at most
 _TRY_FIRST = 64  # after a failure, twice as many after each further one, where another batch lets drafts pay
 _TRY_ANYWAY = 4  # times as many where none does
 _TRY_SOONEST = 128  # steps, for that
 _SUCCESS = 256  # steps of drafting after which it is no failure
 _TRIAL_STEPS = 32  # for which drafting is tried then
+_EASY_ROUNDS = 6  # of a sequence, that tell nothing in a trial
 _TRIAL_PLAIN = range(_TRIAL_STEPS // 2 - _PLAIN_STEPS // 2, _TRIAL_STEPS // 2 + _PLAIN_STEPS // 2)  # without drafts
 
 
@@ -203,7 +204,8 @@ class DraftLength:
         `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
         `is_fair`: whether the drafter could have known (see DraftJudge).
         """
-        if is_sample:
+        # In a trial all are at their beginnings, which are easier than what follows.
+        if is_sample and not (self._trial_left and odds.num_rounds < _EASY_ROUNDS):
             self._odds.observe(num_drafted, num_used)
         odds.observe(num_drafted, num_used)
         if len(odds.promised) >= num_drafted:

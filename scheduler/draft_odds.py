@@ -42,11 +42,13 @@ class DraftOdds:
     """Of one sequence. Conditional: entry i, that draft i + 1 is accepted where the i before it are."""
 
     def __init__(self, num_places: int) -> None:
+        self.num_rounds = 0
         self.promised: list[float] = []  # the chances of the drafts that were asked for last
         self._counts = _Counts(num_places, _DECAY)
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """Hear of one round."""
+        self.num_rounds += 1
         self._counts.add(num_drafted, num_accepted)
 
     def given(self, prior: Sequence[float]) -> list[float]:
