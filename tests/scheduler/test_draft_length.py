@@ -189,6 +189,28 @@ def test_drafting_comes_back_when_the_text_gets_easier() -> None:
     assert lengths == {"hard": "k=0", "easy": "k=5"}
 
 
+def test_a_trial_is_not_judged_by_the_beginnings_of_answers() -> None:
+    """Answers begin with six rounds that are easy to guess; what follows is not, and drafting does not pay."""
+    measured = [step(rows, 1.0 + 0.2 * rows, rows, [2] * rows, 0.1) for rows in (1, 2, 4, 8)]
+    control = DraftLength(MAX_DRAFTS, is_adaptive=True, measured=measured)
+    num_drafted, odds, num_rounds = 0, control.new_odds(), 0
+    for number in range(12_000):
+        if number % 100 == 0:
+            odds, num_rounds = control.new_odds() if control.follows_next() else None, 0
+        control.begin_step(1, [] if odds is None else [odds], int(odds is None))
+        if control.is_off or odds is None:
+            odds = None
+            continue
+        drafts = control.length_for(odds, MAX_DRAFTS)
+        if drafts:
+            num_accepted = drafts if num_rounds < 6 or num_rounds % 12 == 0 else 0
+            control.observe_round(odds, drafts, num_accepted, num_accepted, is_sample=control.is_sampling)
+            num_rounds, num_drafted = num_rounds + 1, num_drafted + (number > 4000)
+        took = step(1 + drafts, 1.0 + 0.2 * (1 + drafts), 1, [drafts], 0.1)
+        control.observe_step(replace(took, num_tokens=1, num_decodes=1, is_plain=not drafts))
+    assert 0 < num_drafted <= 4 * 24, "trials draft 24 times each, and nothing else drafts"
+
+
 def test_a_fixed_length_stays() -> None:
     control = DraftLength(3, is_adaptive=False)
     odds = control.new_odds()
