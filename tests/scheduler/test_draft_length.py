@@ -193,7 +193,8 @@ def test_a_trial_is_not_judged_by_the_beginnings_of_answers() -> None:
     """Answers begin with six rounds that are easy to guess; what follows is not, and drafting does not pay."""
     measured = [step(rows, 1.0 + 0.2 * rows, rows, [2] * rows, 0.1) for rows in (1, 2, 4, 8)]
     control = DraftLength(MAX_DRAFTS, is_adaptive=True, measured=measured)
-    num_drafted, odds, num_rounds = 0, control.new_odds(), 0
+    odds: DraftOdds | None = control.new_odds()
+    num_drafted = num_rounds = 0
     for number in range(12_000):
         if number % 100 == 0:
             odds, num_rounds = control.new_odds() if control.follows_next() else None, 0
