@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 import kernels.native
-from engine.config import Acceptance, EngineConfig, KVPrecision, Precision
+from engine.config import Acceptance, EngineConfig
 from engine.drafters.build import chain_drafter, draft_weight_bytes, kv_block_bytes, load_draft_model
 from engine.drafters.memory import DraftMemory
 from engine.drafters.proposal_sizes import proposal_bytes
+from engine.dtypes import activation_dtype, kv_dtype
 from engine.engine import Engine
 from engine.graphs.build import graph_runner
 from engine.graphs.sizes import graph_bytes, runs_graphs
@@ -37,8 +38,6 @@ from scheduler.scheduler import Scheduler, SchedulerConfig
 
 # Stage ("loading", "compiling", "warming"), and of how many bytes, or kernels, how many are done: done, all.
 Progress = Callable[[str, int, int], None]
-
-_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +92,8 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     report = on_progress or (lambda stage, done, total: None)
     _choose_kernels(config)
     model_config = ModelConfig.from_dir(config.model_dir)
-    dtype, device = _DTYPES[config.precision], _device(config.device)
-    kv_dtype = torch.float8_e4m3fn if config.kv_precision is KVPrecision.FP8 else dtype
+    dtype, device = activation_dtype(config), _device(config.device)
+    cache_dtype = kv_dtype(config)
     placement = Placement.even(model_config.num_experts, config.group_size)
     dispatcher = _dispatcher(config, placement, device)
     local_experts = placement.local_experts(config.rank)
@@ -111,18 +110,18 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
         on_progress=_hundredths(report),
     )
     draft_model = load_draft_model(config, model, dtype, device)
-    draft_block_bytes = 0 if draft_model is None else kv_block_bytes(draft_model, config.block_size, kv_dtype)
+    draft_block_bytes = 0 if draft_model is None else kv_block_bytes(draft_model, config.block_size, cache_dtype)
     has_graphs = runs_graphs(config, device.type)
     spoken_for = proposal_bytes(config, model_config) + (graph_bytes(config, model_config) if has_graphs else 0)
     free_bytes = max(available_bytes(device) - spoken_for, 0)
-    num_blocks = kv_blocks(config, model_config, kv_dtype, free_bytes, draft_block_bytes)
+    num_blocks = kv_blocks(config, model_config, cache_dtype, free_bytes, draft_block_bytes)
     num_allocated = num_blocks + int(has_graphs)  # the scheduler knows nothing of the last, where padding writes
-    kv = KVCache(model_config, num_allocated, config.block_size, kv_dtype, device)
+    kv = KVCache(model_config, num_allocated, config.block_size, cache_dtype, device)
     drafter = None
     if draft_model is not None:
         is_drawn = config.speculation.acceptance is Acceptance.REJECTION
         memory = DraftMemory(config.max_sequences) if is_drawn else None
-        drafter = chain_drafter(draft_model, num_allocated, config.block_size, kv_dtype, device, memory)
+        drafter = chain_drafter(draft_model, num_allocated, config.block_size, cache_dtype, device, memory)
     if ahead is not None:
         ahead.wait(lambda done, total: report("compiling", done, total))
     report("warming", 0, 0)

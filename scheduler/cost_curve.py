@@ -22,6 +22,11 @@ def bucket(size: float) -> int:
     return round(size) if size <= 8 else 8 + round(_PER_OCTAVE * math.log2(size / 8))
 
 
+def tamed(ratio: float, most: float) -> float:
+    """A ratio, as far as it is not further from 1 than `most`: something else was going on."""
+    return min(max(ratio, 1.0 / most), most)
+
+
 @dataclass(slots=True)
 class _Average:
     """A fading geometric mean, and where it was taken.
@@ -39,7 +44,7 @@ class _Average:
         self.count = self.count * _FADING ** (number - self.added_at) + count
         self.added_at = number
         # A single slow step (the machine was busy elsewhere) shall not decide.
-        ratio = min(max(ratio, 1.0 / _MOST_RATIO), _MOST_RATIO)
+        ratio = tamed(ratio, _MOST_RATIO)
         weight = max(1.0 - _DECAY**count, count / self.count)
         self.seconds *= ratio**weight
         self.at += weight * (at - self.at)

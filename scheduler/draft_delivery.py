@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from scheduler.cost_curve import tamed
 from scheduler.draft_costs import DraftCosts, DraftedStep
 
 _LEAST_STEPS = 4  # from one decision to the next, that tell anything
@@ -37,7 +38,7 @@ class Delivery:
         if self._num_steps >= _LEAST_STEPS and self._num_decodes and promised > 0.0:
             decodes = self._num_decodes / self._num_steps
             gain = self._num_tokens / self._seconds * costs.plain_s(decodes) / decodes
-            ratio = min(max(gain / promised, 1.0 / _MOST_RATIO), _MOST_RATIO)
+            ratio = tamed(gain / promised, _MOST_RATIO)
             self._weight = self._weight * _DECAY**self._num_steps + self._num_steps
             self.factor *= math.exp(math.log(ratio / self.factor) * self._num_steps / self._weight)
         self._num_steps = self._num_tokens = self._num_decodes = 0

@@ -204,7 +204,8 @@ class DraftPlanner:
         """
         if not self._config.adaptive_drafts or not result.is_whole:
             return
-        if plan.step_id % _LISTEN_EVERY if self.rests else not any(map(_is_listening, self._lengths.values())):
+        is_due = plan.step_id % _LISTEN_EVERY == 0
+        if not (is_due if self.rests else any(length.is_listening for length in self._lengths.values())):
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -273,10 +274,6 @@ class DraftPlanner:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
         return min(left, self._config.context_limit - len(sequence.tokens)) - 1
-
-
-def _is_listening(length: DraftLength) -> bool:
-    return length.is_listening
 
 
 def _num_prompt_rows(planned: SequencePlan) -> int:

@@ -12,7 +12,7 @@ are compared with those that verify by runs of each kind, at their ends.
 
 from __future__ import annotations
 
-from scheduler.cost_curve import CostCurve, bucket
+from scheduler.cost_curve import CostCurve, bucket, tamed
 
 RUN = 6  # steps of one kind, one after the other, after which they can be compared with the other kind
 _ERROR_DECAY = 0.98
@@ -73,4 +73,4 @@ class ModelCost:
         self._num_expected += 1
         weight = max(1.0 - _ERROR_DECAY, 1.0 / self._num_expected)
         self.error += weight * (abs(1.0 / ratio - 1.0) - self.error)
-        self.pace *= min(max(ratio, 1.0 / _MOST_RATIO), _MOST_RATIO) ** _PACE_WEIGHT
+        self.pace *= tamed(ratio, _MOST_RATIO) ** _PACE_WEIGHT

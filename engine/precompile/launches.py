@@ -13,8 +13,9 @@ import torch
 
 import kernels.native
 from engine.batch import build_batch
-from engine.config import EngineConfig, KVPrecision, Precision
+from engine.config import EngineConfig
 from engine.drafters.draft_model import DraftModel
+from engine.dtypes import activation_dtype, kv_dtype
 from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Buckets
 from engine.graphs.build import step_world
@@ -35,7 +36,6 @@ from router.placement import Placement
 from scheduler.plan import SequencePlan, StepPlan
 from scheduler.request import SamplingParams
 
-_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 _MOST_ROWS = (1, 2, 3, 5, 9)  # of a sequence of several: attention has kernels for up to 1, 2, 4, 8, and for more
 _DRAWN = SamplingParams(max_tokens=1, temperature=1.0)
 
@@ -100,8 +100,7 @@ class _World:
     @classmethod
     def of(cls, config: EngineConfig) -> _World:
         model_config = ModelConfig.from_dir(config.model_dir)
-        dtype = _DTYPES[config.precision]
-        kv_dtype = torch.float8_e4m3fn if config.kv_precision is KVPrecision.FP8 else dtype
+        dtype, cache_dtype = activation_dtype(config), kv_dtype(config)
         placement = Placement.even(model_config.num_experts, config.group_size)
         target = Target(dtype=dtype, device=META, placement=placement, rank=config.rank)
         model = build_model(
@@ -113,12 +112,12 @@ class _World:
         longest = longest_context(config, model_config)
         # How many blocks there are decides nothing; these are a sequence's, and one for padding.
         num_blocks = -(-longest // config.block_size) + 1
-        kv = KVCache(model_config, num_blocks, config.block_size, kv_dtype, META)
+        kv = KVCache(model_config, num_blocks, config.block_size, cache_dtype, META)
         drafter = draft_model_of(config, model)
         drafting = None
         if drafter is not None:
             heads, size = drafter.num_kv_heads, drafter.head_dim
-            layer = allocate_kv_layer(num_blocks, config.block_size, heads, size, kv_dtype, META)
+            layer = allocate_kv_layer(num_blocks, config.block_size, heads, size, cache_dtype, META)
             drafting = Drafting(model=drafter, kv=layer)
         return cls(config=config, model=model, kv=kv, drafting=drafting, longest=longest)
 

@@ -60,6 +60,14 @@ def expert_of(place: tl.tensor, GROUP_SIZE: tl.constexpr, SIZE_POW2: tl.constexp
 
 
 @triton.jit
+def is_expert(
+    place: tl.tensor, NUM_GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, SIZE_POW2: tl.constexpr
+) -> tl.tensor:
+    """Whether there is an expert at a place."""
+    return (place // SIZE_POW2 < NUM_GROUPS) & (place % SIZE_POW2 < GROUP_SIZE)
+
+
+@triton.jit
 def choose(
     partial: tl.tensor,
     bias: tl.tensor,
@@ -88,7 +96,7 @@ def choose(
     NUM_EXPERTS: tl.constexpr = NUM_GROUPS * GROUP_SIZE
     place = tl.arange(0, NUM_PLACES)
     expert = expert_of(place, GROUP_SIZE, SIZE_POW2)
-    exists = (place // SIZE_POW2 < NUM_GROUPS) & (place % SIZE_POW2 < GROUP_SIZE)
+    exists = is_expert(place, NUM_GROUPS, GROUP_SIZE, SIZE_POW2)
 
     split = tl.arange(0, SPLITS_POW2)[:, None]
     at = partial + row * NUM_EXPERTS + expert[None, :] + split * (num_rows * NUM_EXPERTS)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gate.choice import CHOOSE_OPTIONS, choose, choose_constants, expert_of
+from kernels.gate.choice import CHOOSE_OPTIONS, choose, choose_constants, expert_of, is_expert
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.permute import SortedCopies
@@ -66,7 +66,7 @@ def ordered_choice_kernel(
     tl.store(weights + slot, chosen_weights, mask=is_slot)
     tl.atomic_add(totals + chosen, 1, mask=is_copy, sem="relaxed")  # no two to one place: nothing depends on timing
     place = tl.arange(0, GROUPS_POW2 * SIZE_POW2)
-    exists = (place // SIZE_POW2 < NUM_GROUPS) & (place % SIZE_POW2 < GROUP_SIZE)
+    exists = is_expert(place, NUM_GROUPS, GROUP_SIZE, SIZE_POW2)
     tl.store(counts + expert_of(place, GROUP_SIZE, SIZE_POW2), is_chosen & (num_copies > 0), mask=exists)
 
     key = tl.where(is_slot, chosen, NUM_GROUPS * GROUP_SIZE)
