@@ -41,7 +41,7 @@ class Compiled:
     stack_bytes: int  # of a thread; spilled registers lie there
     shared_bytes: int  # of a block
     wgmma: list[str]  # kinds of tensor-core product in its code: shape and types
-    waits_first: bool  # whether it touches no memory before the kernels launched earlier have ended
+    before_wait: list[str]  # how it touches memory before the kernels launched earlier have ended: kinds of access
 
     def faults(self, build: Build) -> list[str]:
         """How it breaks what the build claims."""
@@ -54,8 +54,9 @@ class Compiled:
             found.append(f"{self.registers} registers in {self.num_warps} warps do not fit")
         if build.is_matrix and not self.wgmma:
             found.append("a matrix kernel without wgmma")
-        if not self.waits_first:
-            found.append("touches memory before griddepcontrol.wait")
+        allowed = {"ld.global"} if build.reads_first else set()
+        if set(self.before_wait) - allowed:
+            found.append(f"{self.before_wait} before griddepcontrol.wait")
         return found
 
 
@@ -79,14 +80,17 @@ def compile_build(build: Build) -> Compiled:
         stack_bytes=stack_bytes,
         shared_bytes=compiled.metadata.shared,
         wgmma=sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(\S+)", compiled.asm["ptx"]))),
-        waits_first=_first_access(compiled.asm["ptx"]) == "griddepcontrol.wait",
+        before_wait=_accesses_before_wait(compiled.asm["ptx"]),
     )
 
 
-def _first_access(code: str) -> str:
-    """What first touches memory, or the wait; a prefetch to the L2 cache brings no value."""
-    accesses = re.findall(r"griddepcontrol\.wait|(?:ld|st|cp|atom|red)\.\S*(?:global|async)\S*", code)
-    return next((access for access in accesses if ".prefetch.L2" not in access), "")
+def _accesses_before_wait(code: str) -> list[str]:
+    """What touches memory in front of the wait, each kind once; a prefetch to the L2 cache brings no value."""
+    before, wait, _ = code.partition("griddepcontrol.wait")
+    if not wait:
+        return ["no wait"]
+    accesses = re.findall(r"(?:ld|st|cp|atom|red)\.\S*(?:global|async)\S*", before)
+    return sorted({".".join(access.split(".")[:2]) for access in accesses if ".prefetch.L2" not in access})
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class Build:
     options: Mapping[str, int | bool]  # `launch_options` of the launch
     is_matrix: bool = False  # whether its products run on the tensor cores, so that wgmma must appear
     may_spill: bool = False  # claimed otherwise: no bytes of stack
+    reads_first: bool = False  # what nobody writes while a model runs, before it waits for earlier kernels
     multiples_of_16: frozenset[str] = field(default_factory=frozenset)  # integer arguments; pointers always are
 
 

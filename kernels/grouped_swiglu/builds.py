@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.builds import Build
+from kernels.grouped_swiglu import vector_kernel
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.grouped_swiglu.triton_kernel import down_constants, down_kernel, gate_up_constants, gate_up_kernel
 from kernels.linear.builds import FORMATS
@@ -30,6 +31,29 @@ def builds() -> Iterator[Build]:
                 yield _gate_up(
                     f"experts gate and up, {kind}, a few tiles of {block_rows} rows", block_rows, scaling, num_tiles=8
                 )
+
+    for name, is_one in (("experts", False), ("shared expert", True)):
+        yield Build(
+            name=f"{name} gate and up, fp8 blocks, one token",
+            kernel=vector_kernel.gate_up_vector_kernel,
+            arguments={
+                **{"x": "*fp8e4nv", "x_scale": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
+                **{"inner": "*fp32", "tiles": "*i32"},
+            },
+            constants=vector_kernel.gate_up_constants(_HIDDEN, _INNER, is_one),
+            options=vector_kernel.GATE_UP_OPTIONS,
+        )
+        yield Build(
+            name=f"{name} down, fp8 blocks, one token",
+            kernel=vector_kernel.down_vector_kernel,
+            arguments={
+                **{"inner": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
+                **{"out": "*bf16", "tiles": "*i32"},
+            },
+            constants=vector_kernel.down_constants(_HIDDEN, _INNER, is_one),
+            options=vector_kernel.DOWN_OPTIONS,
+            reads_first=True,
+        )
 
 
 def _gate_up(

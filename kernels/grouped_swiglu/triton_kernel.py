@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels import native
+from kernels.grouped_swiglu import vector_kernel
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.launched import launched
 from kernels.linear import Fp8Rows
@@ -201,6 +202,11 @@ def grouped_swiglu(
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
+    elif scales is not None and vector_kernel.takes(len(rows), hidden, inner_size, scaling):
+        tiles = None if counts is None else _tiles(counts, num_rows, block_rows, order)
+        x = quantise(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
+        vector_kernel.launch(x, (gate_up, down), scales, tiles, out)
+        return out
     is_one = counts is None
     if counts is None:
         tiles, num_tiles = rows, -(-num_rows // block_rows)  # any pointer: the kernels know

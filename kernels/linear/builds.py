@@ -37,6 +37,7 @@ def _build(name: str, num_rows: int, shape: tuple[int, int], scaling: Scaling) -
             arguments={key: kind for key, kind in arguments.items() if key != "num_rows"},
             constants=vector_kernel.constants(*shape, scaling, itemsize),
             options=vector_kernel.OPTIONS,
+            reads_first=True,
         )
     splits = num_splits(num_rows, *shape, itemsize)
     if splits > 1:

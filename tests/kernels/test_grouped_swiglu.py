@@ -212,3 +212,26 @@ def test_rows_may_come_quantised(triton_backend: str, draw: torch.Generator, sca
     quantise = quantise_blocks if scaling is Scaling.BLOCKS else quantise_tokens
     found = grouped_swiglu(torch.zeros_like(rows), counts, experts, quantised=Fp8Rows(*quantise(rows)))
     assert torch.equal(found, grouped_swiglu(rows, counts, experts))
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_token_alone_needs_no_tensor_core(triton_backend: str, draw: torch.Generator, is_live: bool) -> None:
+    """Its experts in any order of their ids, in FP8 blocks: as the formula has it, also where one is nobody's."""
+    experts = fp8_experts(draw, 5, 1024, 2048, Scaling.BLOCKS)
+    hidden, ids = torch.randn(1, 1024, generator=draw), torch.tensor([[3, 0 if is_live else -1, 4]], dtype=torch.int32)
+    copies = sort_by_expert(hidden, ids, 5)
+    assert copies.order is not None
+    for quantised in (None, Fp8Rows(*quantise_blocks(hidden))):
+        out = grouped_swiglu(hidden, copies.counts, experts, copies.order, quantised)
+        truth = exact_fp8(hidden.expand(int(copies.counts.sum()), -1), copies.counts.tolist(), experts, Scaling.BLOCKS)
+        error = (out[: len(truth)].double() - truth).abs() / truth.abs().max()
+        assert error.median() < 1e-6 and error.max() < 5e-3 and out[len(truth) :].isnan().all()
+
+
+def test_a_row_alone_of_the_only_expert_needs_no_tensor_core(triton_backend: str, draw: torch.Generator) -> None:
+    experts, hidden = fp8_experts(draw, 1, 1024, 1024, Scaling.BLOCKS), torch.randn(1, 1024, generator=draw)
+    out, truth = grouped_swiglu(hidden, None, experts), exact_fp8(hidden, [1], experts, Scaling.BLOCKS)
+    error = (out.double() - truth).abs() / truth.abs().max()
+    assert error.median() < 1e-6 and error.max() < 5e-3
+    hidden[0, 300] = float("nan")
+    assert grouped_swiglu(hidden, None, experts).isnan().all()
