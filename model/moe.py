@@ -56,11 +56,22 @@ class MoeLayer:
         `is_live` [T] is given where every rank brings equally many rows: those that are no padding. `quantised`: what
         hidden is in the format of `scaling`.
         """
-        with self.beside.fork():
-            shared = self.shared(hidden, quantised=quantised)
         choice = self.gate(hidden, is_live, self.dispatcher.local_load)
-        handle, rows = self.dispatcher.dispatch(hidden, choice)
+        if self.dispatcher.local_load is None:  # an exchange leaves memory alone meanwhile
+            shared = self._beside(hidden, quantised)
+            handle, rows = self.dispatcher.dispatch(hidden, choice)
+        else:
+            handle, rows = self.dispatcher.dispatch(hidden, choice)
+            shared = self._beside(hidden, quantised)
         # Rows that travelled are quantised where they arrived.
         rows = self.shard(rows, handle.counts, handle.order, quantised if rows is hidden else None)
         self.beside.join()
         return self.dispatcher.combine(rows, handle, shared)
+
+    def _beside(self, hidden: torch.Tensor, quantised: Fp8Rows | None) -> torch.Tensor:
+        """The shared expert's answers, beside what follows up to the join.
+
+        Not beside the choice, which waits for few bytes: while so many others come, it takes four times as long.
+        """
+        with self.beside.fork():
+            return self.shared(hidden, quantised=quantised)

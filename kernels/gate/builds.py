@@ -67,6 +67,7 @@ def _logits(name: str, tile: GateTile, width: int) -> Build:
             arguments=arguments,
             constants=constants,
             options=tile.options,
+            reads_first=True,
         )
     return Build(
         name=name,

@@ -98,9 +98,9 @@ def few_partial_logits_kernel(
     """As `partial_logits_kernel`, for BLOCK_ROWS rows at most, one after the other.
 
     BLOCK_WIDTH channels are what a warp reads at a time, so that each has experts of its own and reads the rows for
-    itself, laid out as its weights are: none waits for another.
+    itself, laid out as its weights are: none waits for another. Weights are asked for before the wait: nobody writes
+    them while a model runs.
     """
-    await_previous()
     expert = tl.program_id(1) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)[:, None]
     row = tl.arange(0, BLOCK_ROWS)[None, :]
     split = tl.program_id(2)
@@ -109,6 +109,7 @@ def few_partial_logits_kernel(
     for start in tl.static_range(0, SPLIT_WIDTH, BLOCK_WIDTH):
         exists = (first + start < WIDTH) & (expert < NUM_EXPERTS)
         weights += (tl.load(weight + expert * WIDTH + first + start, mask=exists, other=0.0),)
+    await_previous()
     total = tl.zeros((BLOCK_EXPERTS, BLOCK_ROWS), tl.float32)
     for i in tl.static_range(BLOCK_ROWS):
         products = tl.zeros((BLOCK_EXPERTS, BLOCK_WIDTH), tl.float32)

@@ -13,8 +13,9 @@ from kernels import native
 from kernels.grouped_swiglu import cpu, reference
 from kernels.linear import Fp8Rows
 from kernels.permute import RowOrder
-from kernels.quantise.formats import Scaling
+from kernels.quantise.formats import FP8_BLOCK, Scaling
 
+MOST_COUNTED_ROWS = 32  # whose groups of channels may be counted: the experts of one token
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of one expert: gate, up, down
 
 
@@ -34,6 +35,7 @@ class PackedExperts:
     dtype: torch.dtype  # of the rows
     is_plain: bool
     scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    arrivals: torch.Tensor | None = None  # int32, of FP8, zeros between products: two streams may not multiply at once
 
     @property
     def scaling(self) -> Scaling:
@@ -80,6 +82,7 @@ def allocate_fp8_experts(
         dtype=dtype,
         is_plain=True,
         scales=(gate_up_scale, down_scale),
+        arrivals=torch.zeros(MOST_COUNTED_ROWS * -(-inner // FP8_BLOCK), dtype=torch.int32, device=device),
     )
 
 
@@ -151,7 +154,7 @@ def grouped_swiglu(
         from kernels.grouped_swiglu import triton_kernel  # Triton is imported where it runs
 
         return triton_kernel.grouped_swiglu(
-            *(rows, counts, experts.gate_up, experts.down, experts.scales, order, quantised)
+            *(rows, counts, experts.gate_up, experts.down, experts.scales, experts.arrivals, order, quantised)
         )
     assert order is None, "rows that no kernel of a GPU reads lie in order"
     if counts is None:

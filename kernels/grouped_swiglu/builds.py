@@ -38,7 +38,7 @@ def builds() -> Iterator[Build]:
             kernel=vector_kernel.gate_up_vector_kernel,
             arguments={
                 **{"x": "*fp8e4nv", "x_scale": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
-                **{"inner": "*fp32", "tiles": "*i32"},
+                **{"sums": "*fp32", "inner": "*fp8e4nv", "inner_scale": "*fp32", "arrivals": "*i32", "tiles": "*i32"},
             },
             constants=vector_kernel.gate_up_constants(_HIDDEN, _INNER, is_one),
             options=vector_kernel.GATE_UP_OPTIONS,
@@ -47,7 +47,7 @@ def builds() -> Iterator[Build]:
             name=f"{name} down, fp8 blocks, one token",
             kernel=vector_kernel.down_vector_kernel,
             arguments={
-                **{"inner": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
+                **{"inner": "*fp8e4nv", "inner_scale": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
                 **{"out": "*bf16", "tiles": "*i32"},
             },
             constants=vector_kernel.down_constants(_HIDDEN, _INNER, is_one),

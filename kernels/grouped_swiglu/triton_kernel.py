@@ -183,6 +183,7 @@ def grouped_swiglu(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    arrivals: torch.Tensor | None = None,
     order: RowOrder | None = None,
     quantised: Fp8Rows | None = None,
 ) -> torch.Tensor:
@@ -202,10 +203,10 @@ def grouped_swiglu(
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
-    elif scales is not None and vector_kernel.takes(len(rows), hidden, inner_size, scaling):
+    elif scales is not None and arrivals is not None and vector_kernel.takes(len(rows), hidden, inner_size, scaling):
         tiles = None if counts is None else _tiles(counts, num_rows, block_rows, order)
         x = quantise(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
-        vector_kernel.launch(x, (gate_up, down), scales, tiles, out)
+        vector_kernel.launch(x, (gate_up, down), scales, arrivals, tiles, out)
         return out
     is_one = counts is None
     if counts is None:

@@ -19,16 +19,15 @@ from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.linear.vector_product import add_step, block_scales, by_out, lane_scales, row_places, weight_places
 from kernels.overlap import await_previous
-from kernels.quantise.formats import Scaling
+from kernels.quantise.formats import FP8_BLOCK, Scaling
 from kernels.quantise.groups import group_scales, in_units, peak_limits
 
 PAIRS = 8  # outputs of gate, and of up, of a program
 DOWN_OUTS = 32  # outputs of down of a program: its K is short
-NUM_WARPS = 4
 OUTS = 2  # of which a warp reads 256 bytes each at once
-STEP = 1024  # channels of each output's weights at once: 256 a warp
-GATE_UP_OPTIONS = launch_options(NUM_WARPS)
-DOWN_OPTIONS = launch_options(NUM_WARPS)
+STEP = 1024  # channels of each output's weights at once
+GATE_UP_OPTIONS = launch_options(num_warps=4)
+DOWN_OPTIONS = launch_options(num_warps=4)
 
 
 @triton.jit
@@ -47,18 +46,25 @@ def gate_up_vector_kernel(
     x_scale: tl.tensor,
     weight: tl.tensor,
     weight_scale: tl.tensor,
+    sums: tl.tensor,
     inner: tl.tensor,
+    inner_scale: tl.tensor,
+    arrivals: tl.tensor,
     tiles: tl.tensor,
     ONE_EXPERT: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
+    SMALLEST_PEAK: tl.constexpr,
+    LARGEST: tl.constexpr,
     PAIRS: tl.constexpr,
     OUTS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ) -> None:
-    """PAIRS channels of one row of inner [R, INNER] fp32 = silu(gate x) * up x; weight [E, 2, INNER, HIDDEN].
+    """PAIRS channels of one row of silu(gate x) * up x, fp32 in sums [R, INNER]; weight [E, 2, INNER, HIDDEN].
 
-    x [HIDDEN] e4m3 with x_scale [HIDDEN / 128] is the token whose copies the R experts of `tiles` have.
+    x [HIDDEN] e4m3 with x_scale [HIDDEN / 128] is the token whose copies the R experts of `tiles` have. The program of
+    a row's 128 channels that arrives last rounds them to e4m3: inner [R, INNER] and inner_scale [R, INNER / 128].
+    arrivals [R * INNER / 128] int32 counts the programs that are done; it is zero before and after.
     """
     LANE: tl.constexpr = 16
     LANES: tl.constexpr = 32 // OUTS
@@ -66,7 +72,7 @@ def gate_up_vector_kernel(
     CHUNKS: tl.constexpr = BLOCK_IN // CHUNK
     PROGRAMS: tl.constexpr = INNER // PAIRS
     SCALES: tl.constexpr = HIDDEN // 128
-    UP_SCALES: tl.constexpr = (INNER + 127) // 128 * SCALES
+    UP_SCALES: tl.constexpr = INNER // 128 * SCALES
     await_previous()
     slot, first_out = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS * PAIRS
     expert = _expert(tiles, slot, ONE_EXPERT)
@@ -89,13 +95,24 @@ def gate_up_vector_kernel(
         up = add_step(up, up_weights, values, up_scale, LANE)
     gates = by_out(gate, OUTS)
     swiglu = gates / (1.0 + tl.exp(tl.minimum(-gates, 80.0))) * by_out(up, OUTS)  # as in triton_kernel
-    tl.store(inner + slot * INNER + first_out + tl.arange(0, PAIRS), swiglu)
+    tl.store(sums + slot * INNER + first_out + tl.arange(0, PAIRS), swiglu)
+    tl.debug_barrier()  # one thread counts, for what all of them have stored
+    group = slot * (INNER // 128) + first_out // 128
+    num_before = tl.atomic_add(arrivals + group, 1, sem="acq_rel", scope="gpu")
+    if num_before == 128 // PAIRS - 1:
+        own = group * 128 + tl.arange(0, 128)
+        whole = tl.reshape(tl.load(sums + own, cache_modifier=".cg"), (1, 128))
+        own_scale = group_scales(whole, False, SMALLEST_PEAK, LARGEST)
+        tl.store(inner + own, tl.reshape(in_units(whole, own_scale), (128,)))
+        tl.store(inner_scale + group + tl.arange(0, 1), own_scale)
+        tl.store(arrivals + group, 0)
 
 
 @launched
 @triton.jit
 def down_vector_kernel(
     inner: tl.tensor,
+    inner_scale: tl.tensor,
     weight: tl.tensor,
     weight_scale: tl.tensor,
     out: tl.tensor,
@@ -103,15 +120,12 @@ def down_vector_kernel(
     ONE_EXPERT: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
-    SMALLEST_PEAK: tl.constexpr,
-    LARGEST: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     OUTS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ) -> None:
-    """BLOCK_OUT channels of one row of out [R, HIDDEN] = down inner [R, INNER] fp32; weight [E, HIDDEN, INNER].
+    """BLOCK_OUT channels of one row of out [R, HIDDEN] = down inner [R, INNER]; weight [E, HIDDEN, INNER].
 
-    The row is rounded to e4m3 here, as every program of it does: it has few channels, and no kernel stands between.
     The first step's weights are asked for before the wait. Whose row it is may be read there: the kernel before this
     one is `gate_up_vector_kernel`, which lets this one begin when all of its own programs have waited for the tiles.
     """
@@ -119,7 +133,6 @@ def down_vector_kernel(
     LANES: tl.constexpr = 32 // OUTS
     CHUNK: tl.constexpr = LANES * LANE
     CHUNKS: tl.constexpr = BLOCK_IN // CHUNK
-    LINES: tl.constexpr = CHUNKS * OUTS
     PROGRAMS: tl.constexpr = HIDDEN // BLOCK_OUT
     SCALES: tl.constexpr = INNER // 128
     slot, first_out = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS * BLOCK_OUT
@@ -132,14 +145,13 @@ def down_vector_kernel(
         return
     inner_at = inner + slot * INNER + row_places(OUTS, CHUNKS, CHUNK)
     scale_at = weight_scale + expert * (HIDDEN // 128 * SCALES) + first_out // 128 * SCALES
-    sums = tl.zeros((BLOCK_OUT // OUTS, LINES, LANES), tl.float32)
+    sums = tl.zeros((BLOCK_OUT // OUTS, CHUNKS * OUTS, LANES), tl.float32)
     for start in tl.static_range(0, INNER, BLOCK_IN):
         weights = first_weights if start == 0 else tl.load(weight_at + start)
-        groups = tl.reshape(tl.load(inner_at + start), (2 * LINES, 128))
-        of_x = group_scales(groups, False, SMALLEST_PEAK, LARGEST)
-        values = tl.reshape(in_units(groups, of_x).to(tl.float32), (LINES, CHUNK))
-        scale = tl.reshape(of_x, (LINES, 2)) * block_scales(scale_at, start, OUTS, CHUNKS)
-        sums = add_step(sums, weights, values, lane_scales(scale, LANES), LANE)
+        of_x = block_scales(inner_scale + slot * SCALES, start, OUTS, CHUNKS)
+        scale = lane_scales(of_x * block_scales(scale_at, start, OUTS, CHUNKS), LANES)
+        values = tl.load(inner_at + start).to(tl.float32)
+        sums = add_step(sums, weights, values, scale, LANE)
     outs = first_out + tl.arange(0, BLOCK_OUT)
     tl.store(out + slot * HIDDEN + outs, by_out(sums, OUTS).to(out.dtype.element_ty))
 
@@ -150,16 +162,16 @@ def takes(num_tokens: int, hidden: int, inner: int, scaling: Scaling) -> bool:
 
 
 @cache
-def gate_up_constants(hidden: int, inner: int, is_one_expert: bool) -> dict[str, int | bool]:
+def gate_up_constants(hidden: int, inner: int, is_one_expert: bool) -> dict[str, int | float | bool]:
     """What `gate_up_vector_kernel` is compiled with."""
-    sizes = {"ONE_EXPERT": is_one_expert, "HIDDEN": hidden, "INNER": inner}
+    sizes = {"ONE_EXPERT": is_one_expert, "HIDDEN": hidden, "INNER": inner, **peak_limits(Scaling.BLOCKS)}
     return {**sizes, "PAIRS": PAIRS, "OUTS": OUTS, "BLOCK_IN": STEP}
 
 
 @cache
-def down_constants(hidden: int, inner: int, is_one_expert: bool) -> dict[str, int | float | bool]:
+def down_constants(hidden: int, inner: int, is_one_expert: bool) -> dict[str, int | bool]:
     """What `down_vector_kernel` is compiled with."""
-    sizes = {"ONE_EXPERT": is_one_expert, "HIDDEN": hidden, "INNER": inner, **peak_limits(Scaling.BLOCKS)}
+    sizes = {"ONE_EXPERT": is_one_expert, "HIDDEN": hidden, "INNER": inner}
     return {**sizes, "BLOCK_OUT": DOWN_OUTS, "OUTS": OUTS, "BLOCK_IN": STEP}
 
 
@@ -167,22 +179,32 @@ def launch(
     x: tuple[torch.Tensor, torch.Tensor],
     weights: tuple[torch.Tensor, torch.Tensor],
     scales: tuple[torch.Tensor, torch.Tensor],
+    arrivals: torch.Tensor,
     tiles: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
     """Fill out [R, H]; x e4m3 [1, H] and its scales, weights and scales of gate_up and of down, R tiles of a row each.
 
-    Without tiles R is 1, the only expert's row.
+    Without tiles R is 1, the only expert's row. `arrivals`: see `kernels.grouped_swiglu.PackedExperts`.
     """
     (gate_up, down), (num_rows, hidden) = weights, out.shape
-    inner_size = down.shape[2]
+    inner_size, num_groups = down.shape[2], down.shape[2] // FP8_BLOCK
     is_one = tiles is None
-    assert is_one or len(tiles) >= num_rows, "every row has a tile"
+    assert is_one or len(tiles) >= num_rows, f"{num_rows} rows"
+    assert num_rows * num_groups <= len(arrivals), (
+        f"{num_rows} rows of {num_groups} groups, {len(arrivals)} are counted"
+    )
     where = out if tiles is None else tiles  # any pointer: the kernels know
-    inner = torch.empty(num_rows, inner_size, dtype=torch.float32, device=out.device)
+    sums = torch.empty(num_rows, inner_size, dtype=torch.float32, device=out.device)
+    inner = torch.empty(num_rows, inner_size, dtype=torch.float8_e4m3fn, device=out.device)
+    inner_scale = torch.empty(num_rows, num_groups, dtype=torch.float32, device=out.device)
     gate_up_vector_kernel[(num_rows * (inner_size // PAIRS),)](
-        *(*x, gate_up, scales[0], inner, where), **gate_up_constants(hidden, inner_size, is_one), **GATE_UP_OPTIONS
+        *(*x, gate_up, scales[0], sums, inner, inner_scale, arrivals, where),
+        **gate_up_constants(hidden, inner_size, is_one),
+        **GATE_UP_OPTIONS,
     )
     down_vector_kernel[(num_rows * (hidden // DOWN_OUTS),)](
-        *(inner, down, scales[1], out, where), **down_constants(hidden, inner_size, is_one), **DOWN_OPTIONS
+        *(inner, inner_scale, down, scales[1], out, where),
+        **down_constants(hidden, inner_size, is_one),
+        **DOWN_OPTIONS,
     )
