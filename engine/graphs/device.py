@@ -31,7 +31,8 @@ class StepDevice(Protocol):
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """What repeats the work of `run`, on the same tensors. `run` was called before, and may be called again now.
 
-        It must neither wait for the device nor depend on anything that the host learns later.
+        It must neither wait for the device nor depend on anything that the host learns later. All tensors that it
+        refers to live as long as what is returned.
         """
         ...
 
@@ -100,6 +101,21 @@ class CudaMark:
         return float(other._event.elapsed_time(self._event)) * 1e-3
 
 
+class _Recording:
+    """A CUDA graph, which knows addresses, and the function whose tensors lie there.
+
+    Without it they would be given back when the function goes, and unmapped by the next recording, which empties
+    torch's cache.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], None]) -> None:
+        self._graph = graph
+        self._run = run
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
 class CudaSteps:
     """Steps as CUDA graphs that share one pool of memory: they run one after the other, never at once."""
 
@@ -117,7 +133,7 @@ class CudaSteps:
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             run()
-        return graph.replay
+        return _Recording(graph, run)
 
     def host_memory(self, num_bytes: int) -> torch.Tensor:
         """See `StepDevice`."""
