@@ -8,6 +8,7 @@ from kernels.builds import Build
 from kernels.grouped_swiglu import vector_kernel
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.grouped_swiglu.triton_kernel import down_constants, down_kernel, gate_up_constants, gate_up_kernel
+from kernels.grouped_swiglu.vector_kernel import down_vector_kernel, gate_up_vector_kernel
 from kernels.linear.builds import FORMATS
 from kernels.linear.tiles import MAX_NARROW_ROWS
 from kernels.permute.tiles import rows_per_tile
@@ -35,7 +36,7 @@ def builds() -> Iterator[Build]:
     for name, is_one in (("experts", False), ("shared expert", True)):
         yield Build(
             name=f"{name} gate and up, fp8 blocks, one token",
-            kernel=vector_kernel.gate_up_vector_kernel,
+            kernel=gate_up_vector_kernel,
             arguments={
                 **{"x": "*fp8e4nv", "x_scale": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
                 **{"sums": "*fp32", "inner": "*fp8e4nv", "inner_scale": "*fp32", "arrivals": "*i32", "tiles": "*i32"},
@@ -45,7 +46,7 @@ def builds() -> Iterator[Build]:
         )
         yield Build(
             name=f"{name} down, fp8 blocks, one token",
-            kernel=vector_kernel.down_vector_kernel,
+            kernel=down_vector_kernel,
             arguments={
                 **{"inner": "*fp8e4nv", "inner_scale": "*fp32", "weight": "*fp8e4nv", "weight_scale": "*fp32"},
                 **{"out": "*bf16", "tiles": "*i32"},

@@ -203,10 +203,11 @@ def grouped_swiglu(
     block_rows = rows_per_tile(num_rows, num_experts, gate_up.itemsize, scaling)
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
-    elif scales is not None and arrivals is not None and vector_kernel.takes(len(rows), hidden, inner_size, scaling):
-        tiles = None if counts is None else _tiles(counts, num_rows, block_rows, order)
-        x = quantise(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
-        vector_kernel.launch(x, (gate_up, down), scales, arrivals, tiles, out)
+    x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
+    is_one_token = not native.is_batch_invariant() and vector_kernel.takes(len(rows), hidden, inner_size, scaling)
+    if is_one_token and scales is not None and arrivals is not None:
+        of_copies = None if counts is None else _tiles(counts, num_rows, block_rows, order)
+        vector_kernel.launch((x, x_scale), (gate_up, down), scales, arrivals, of_copies, out)
         return out
     is_one = counts is None
     if counts is None:
@@ -215,7 +216,6 @@ def grouped_swiglu(
         tiles = _tiles(counts, num_rows, block_rows, order)
         num_tiles = len(tiles)
     gate_up_scales, down_scales = (tiles, tiles) if scales is None else scales  # any pointer where there are none
-    x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
     inner_dtype = x.dtype if scaling is Scaling.BLOCKS else rows.dtype
     inner = torch.empty(num_rows, inner_size, dtype=inner_dtype, device=rows.device)
     num_blocks = -(-inner_size // FP8_BLOCK)
