@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu --out benchmarks/results/h200.json [--minutes 8] [--tiny]
 
-The JSON is written anew as each phase ends, a table comes at the end. A phase that fails is recorded and the others go
-on; what was not measured is absent. The card's settings are left alone. `--tiny` runs all phases on tiny shapes, also
-without a GPU in a process started with TRITON_INTERPRET=1: that proves the road, its times mean nothing.
+The JSON is written anew as each phase ends, a table of it, in a .txt beside it, at the end. A phase that fails is
+recorded and the others go on; what was not measured is absent. The card's settings are left alone. `--tiny` runs all
+phases on tiny shapes, also without a GPU in a process started with TRITON_INTERPRET=1: that proves the road, its times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def main() -> int:
         deadline_s=time.monotonic() + 60 * options.minutes,
     )
     is_ok = _run(session, options.only)
-    print(*lines(session.report), sep="\n")
+    table = "\n".join(lines(session.report)) + "\n"
+    options.out.with_suffix(".txt").write_text(table, encoding="utf-8")
+    print(table, end="")
     return 0 if is_ok else 1
 
 

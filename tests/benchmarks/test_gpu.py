@@ -42,6 +42,7 @@ def test_every_phase_ends_well_and_every_kernel_is_right(tmp_path: Path) -> None
         assert not [check for check in checks if not check["error"] <= check["bound"]], folder.name
         assert all(case["us"] > 0 for case in timed[folder.name]["cases"]), folder.name
     assert not {name: phase for name, phase in report["phases"].items() if not phase["ok"]}
+    assert (tmp_path / "device.txt").read_text() in done.stdout
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     long = report["phases"]["long_context"]
     assert long["fp8"]["kv_bytes"] * 2 == long["bf16"]["kv_bytes"]
