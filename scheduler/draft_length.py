@@ -148,10 +148,13 @@ class DraftLength:
         self._step += 1
         return True
 
-    def begin_step(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0) -> None:
+    def begin_step(
+        self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0, *, num_live: int = 0
+    ) -> None:
         """Decide for a step of so many decodes, of which those with these odds may have drafts.
 
         `num_others`: sequences that may have drafts by themselves, but that the draft model does not follow.
+        `num_live`: sequences with those at their prompts, if there are more.
         """
         self._step += 1
         if not self._is_adaptive or self.is_broken or not self._max_drafts:
@@ -159,10 +162,10 @@ class DraftLength:
         if not drafting:
             if num_others and not self._is_worth_following and not self.is_off:
                 self._rest()
-            self._look_again(num_decodes, num_others)
+            self._look_again(num_decodes, num_others, num_live)
             return
         if self._is_due(num_decodes):
-            self._settle(num_decodes, drafting, num_others)
+            self._settle(num_decodes, drafting, num_others, num_live)
         self.length, self._price = self._choice.length, self._choice.price
         if self._trial_left:
             self._try()
@@ -235,7 +238,7 @@ class DraftLength:
         more, fewer = max(num_decodes, self._num_decodes), min(num_decodes, self._num_decodes)
         return more > _OTHER_BATCH * fewer
 
-    def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int) -> None:
+    def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int, num_live: int) -> None:
         """Choose the drafts of the next steps, and whether the draft model shall follow new sequences.
 
         For that, all are counted as if they were followed.
@@ -247,16 +250,17 @@ class DraftLength:
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
         if self._is_learning:
-            self._begin_lesson(len(drafting) + num_others, num_decodes)
+            self._begin_lesson(len(drafting) + num_others, num_decodes, num_live)
             return
         chances = [reach(odds.given(self._shared)) for odds in drafting]
         truth, delivered = self._truth.factor, self._delivery.factor
-        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
+        everybody = chances + [reach(self._shared)] * num_others
+        best = best_choice(everybody, num_decodes, self._costs, truth, num_live=num_live)
         gain = best.gain * delivered
         self._promise = gain if is_new else self._promise + _NEWS * (gain - self._promise)
         pays = self._is_worth_following = self._promise > (_STAY if self._is_worth_following else _GAIN)
         if not pays:  # the others stay as they are
-            best = best_choice(chances, num_decodes, self._costs, truth, follows_prompts=False)
+            best = best_choice(chances, num_decodes, self._costs, truth, num_live=num_live, follows_prompts=False)
             gain = best.gain * delivered
             pays = gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
@@ -270,10 +274,10 @@ class DraftLength:
         is_unsure_of_costs = self._step < _LESSON_STEPS and not self._costs.has_compared
         return is_unsure_of_costs or self._odds.num_rounds < _LESSON_ROUNDS
 
-    def _begin_lesson(self, num_able: int, num_decodes: int) -> None:
+    def _begin_lesson(self, num_able: int, num_decodes: int, num_live: int) -> None:
         """Until something is known all draft alike, unless drafts that are always right would not pay either."""
         length = min(_LESSON_DRAFTS, self._max_drafts)
-        best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs)
+        best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs, num_live=num_live)
         pays = best.gain > _GAIN
         self._choice = Choice(length=length if pays else 0, price=0.0 if pays else 1.0, gain=best.gain)
         self.reason = (
@@ -311,12 +315,12 @@ class DraftLength:
         self._retry = min(max(2 * self._retry, _TRY_FIRST), _TRY_EVERY) if is_failure else 0
         self._num_idle, self._turned_at, self._trial_left = _PATIENCE, self._step, 0
 
-    def _look_again(self, num_decodes: int, num_others: int) -> None:
+    def _look_again(self, num_decodes: int, num_others: int, num_live: int) -> None:
         """While the draft model rests: see whether a batch of another size would make drafts pay."""
         if self.is_off and num_others and self._is_other_batch(num_decodes):
             self._num_decodes = num_decodes
             typical = [reach(self._shared)] * num_others
-            best = best_choice(typical, num_decodes, self._costs, self._truth.factor)
+            best = best_choice(typical, num_decodes, self._costs, self._truth.factor, num_live=num_live)
             self._is_promising = best.gain * self._delivery.factor > _GAIN
 
     def _break(self, tau: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scheduler.draft_choice import best_choice
-from scheduler.draft_costs import DraftCosts, DraftedStep
+from scheduler.draft_costs import DraftCosts, DraftedStep, PerDecode
 from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 
@@ -49,6 +49,17 @@ def step(
         model_s=model_s,
         extend_s=pass_s if num_followed else 0.0,
         draft_s=num_passes * pass_s,
+    )
+
+
+def each(num_rows: float, num_tokens: float, num_followed: float = 2.0, *, follows_prompts: bool = True) -> PerDecode:
+    """Of decodes with one draft at most."""
+    return PerDecode(
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_followed=num_followed,
+        further=[],
+        follows_prompts=follows_prompts,
     )
 
 
@@ -302,12 +313,12 @@ def test_noise_does_not_make_what_is_not_measured_look_cheaper() -> None:
 
 def test_the_scheduler_is_part_of_what_a_step_costs() -> None:
     costs = DraftCosts([step(rows, 1.0, rows, [2] * rows, 0.5) for rows in (8, 16)])
-    assert costs.plain_s(8) == pytest.approx(1.0)
+    assert costs.plain_rate(8) == pytest.approx(8 / 1.0)
     for _ in range(200):
         costs.observe(replace(step(8, 1.0), is_plain=True, host_s=0.1))
         costs.observe(replace(step(16, 1.0, 16, [1] * 8, 0.5), host_s=0.6))
-    assert costs.plain_s(8) == pytest.approx(1.1, rel=1e-3)
-    assert costs.drafted_s(16, 16.0, [], 12.0, follows_prompts=True) == pytest.approx(1.5 * 1.4, rel=1e-2)
+    assert costs.plain_rate(8) == pytest.approx(8 / 1.1, rel=1e-3)
+    assert costs.drafted_rate(8, each(2.0, 1.5)) == pytest.approx(12 / (1.5 * 1.4), rel=1e-2)
 
 
 def test_at_first_all_draft_alike_unless_that_could_never_pay() -> None:
