@@ -40,9 +40,9 @@ def best_choice(
     """The best drafts for a batch; entry i of a sequence's chances is that its draft i + 1 is committed, falling in i.
 
     `num_decodes`: sequences that decode, of which those in `chances` may have drafts. `truth`: how many of the drafts
-    that chances promise are committed, relative to their sum. `num_live`: sequences, those at their prompts included, if
-    there are more than decodes. `follows_prompts`: whether the draft model follows the prompts of new ones. With no
-    draft worth its time the choice still is the best one with drafts, its gain below 1.
+    that chances promise are committed, relative to their sum. `num_live`: sequences with those at their prompts, if
+    there are more. `follows_prompts`: whether the draft model follows the prompts of new ones. With no draft worth its
+    time the choice still is the best one with drafts, its gain below 1.
     """
     every = sorted((chance for mine in chances for chance in mine), reverse=True)
     if not every:

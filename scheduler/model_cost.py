@@ -26,7 +26,7 @@ _MOST_RATIO = 3.0  # of a step's pace to that before it, either way
 _PROMPT_SHARE = 0.75  # at the start: 0.65 to 0.75 on two cores
 _LEAST_SHARE, _MOST_SHARE = 0.2, 1.5
 _MOST_SURPRISE = 1.5  # times what was expected, either way, that tells anything of prompt rows
-_SURPRISE_NOISE = 5.0  # of times without any meaning, relative to how unsure the share is, both squared
+_SURPRISE_NOISE = 15.0  # of times without any meaning, relative to how unsure the share is, both squared
 
 
 class ModelCost:
