@@ -39,9 +39,10 @@ class DraftedStep:
 
 
 class _HostShare:
-    """The scheduler's time in a step, relative to the rest of it, as an arithmetic mean: steps launched ahead have 0.
+    """The scheduler's time in a step, relative to the model's over a row of each sequence: drafts hardly change it.
 
-    The first measurement decides as little as any other: it may be the one in which something else had the host.
+    An arithmetic mean, since steps launched ahead have 0. The first measurement decides as little as any other: it may
+    be the one in which something else had the host.
     """
 
     def __init__(self, share: float) -> None:
@@ -91,8 +92,8 @@ class DraftCosts:
             self._prompts.observe(step.num_tokens, step.num_prompt_rows, step.num_starting)
             if step.is_plain not in self._host_shares:
                 self._host_shares[step.is_plain] = _HostShare(self._host_share(is_plain=step.is_plain))
-            device_s = step.model_s + step.extend_s + step.draft_s
-            self._host_shares[step.is_plain].add(step.host_s / device_s)
+            model_s = self.model_s(step.num_decodes + step.num_starting) * self._model.pace
+            self._host_shares[step.is_plain].add(step.host_s / model_s)
 
     def _take(self, step: DraftedStep, count: float = 1.0) -> None:
         """The draft model's time."""
@@ -135,8 +136,8 @@ class DraftCosts:
         """Tokens a second that so many sequences decode, those at their prompts included, without a draft model."""
         mix = self._prompts.mix(num_live, 1.0)
         alone_s, beside_s = self.model_s(num_live), self.model_s(mix.num_beside, mix.num_rows)
-        device_s = (1.0 - mix.often) * alone_s + mix.often * beside_s
-        return mix.num_decodes / (device_s * (1.0 + self._host_share(is_plain=True)))
+        host_s = self._host_share(is_plain=True) * alone_s
+        return mix.num_decodes / ((1.0 - mix.often) * alone_s + mix.often * beside_s + host_s)
 
     def drafted_rate(self, num_live: float, each: PerDecode) -> float:
         """Tokens a second of as many sequences where decodes are verifications."""
@@ -147,10 +148,12 @@ class DraftCosts:
         beside_s += self.extend_s(each.num_followed * mix.num_beside + followed)
         # What starts is drafted for at the end of its prompt, as others at the end of a decode.
         draft_s = self.draft_s([num * num_live for num in each.further])
-        device_s = (1.0 - mix.often) * alone_s + mix.often * beside_s + draft_s
-        return mix.num_decodes * each.num_tokens / (device_s * (1.0 + self._host_share(is_plain=False)))
+        host_s = self._host_share(is_plain=False) * self.model_s(num_live)
+        return (
+            mix.num_decodes * each.num_tokens / ((1.0 - mix.often) * alone_s + mix.often * beside_s + draft_s + host_s)
+        )
 
     def _host_share(self, *, is_plain: bool) -> float:
-        """The scheduler's time relative to the device's; that of the other kind of steps while none was seen."""
+        """See `_HostShare`; that of the other kind of steps while none was seen."""
         known = self._host_shares.get(is_plain) or self._host_shares.get(not is_plain)
         return 0.0 if known is None else known.share

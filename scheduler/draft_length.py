@@ -34,6 +34,7 @@ _MORE_EVERY = 96  # steps, of which one tries a draft more
 _PLAIN_STEPS = RUN + 2  # without drafts, one after the other: the first one still verifies those asked for before
 _PLAIN_LOSS = 0.004  # of the tokens, for such steps, that tell what drafting is compared with
 _BURST = 2 * RUN  # steps heard one after the other, while costs are known
+_MANY = 8  # sequences, whose steps take so long that each is heard
 _PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those known from the start
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
@@ -122,8 +123,8 @@ class DraftLength:
 
     @property
     def is_listening(self) -> bool:
-        """Whether it wants to hear of a step: before and behind those without drafts, and now and then."""
-        if not self._choice.length or self._trial_left or self._is_learning:
+        """Whether it wants to hear of a step; of short ones before and behind those without drafts, and at times."""
+        if not self._choice.length or self._trial_left or self._is_learning or self._num_decodes >= _MANY:
             return True
         is_near_plain = self._since_plain < _BURST or self._since_plain > self._plain_every - _BURST
         return is_near_plain or self._step % _MORE_EVERY < _BURST

@@ -199,7 +199,7 @@ def test_what_a_prompt_row_costs_is_learnt_from_neighbours(share: float) -> None
     # Of a mix that was never seen, too.
     for one, other in (((64, 48), (215, 144)), ((64, 160), (215, 0))):
         assert model.seconds(*one) / model.seconds(*other) == pytest.approx(
-            world.model_s(*one) / world.model_s(*other), rel=0.04
+            world.model_s(*one) / world.model_s(*other), rel=0.06
         )
 
 
