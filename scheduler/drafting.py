@@ -44,6 +44,7 @@ class DraftPlanner:
         self._expected: Mapping[int, Foreseen] = {}  # of the next step, by sequence id
         self._foreseen: Mapping[int, Foreseen] = {}  # of the one being planned
         self._num_live = 0  # sequences of the last step
+        self._num_dropped = 0  # tokens of this one behind the ends of outputs
         self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
 
     @property
@@ -182,6 +183,7 @@ class DraftPlanner:
                 f"sequence {sequence.sequence_id}: drafts {outcome.draft_ids} are not all in [0, {end})"
             )
         sequence.drafts = outcome.draft_ids
+        self._num_dropped += len(outcome.token_ids) - num_kept
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
         is_sample, drafting.is_sample = drafting.is_sample, drafting.asks_sample
         # Those beyond the end of the output were verified in vain, whatever came of them.
@@ -204,7 +206,7 @@ class DraftPlanner:
 
         Where the next step is on its way already, nobody waited for the scheduler.
         """
-        self._num_live = len(plan.sequences)
+        self._num_live, num_dropped, self._num_dropped = len(plan.sequences), self._num_dropped, 0
         if not self._config.adaptive_drafts or not result.is_whole:
             return
         is_due = plan.step_id % _LISTEN_EVERY == 0
@@ -221,7 +223,7 @@ class DraftPlanner:
             num_rows=plan.num_rows,
             num_prompt_rows=sum(chunks),
             num_starting=len(chunks),
-            num_tokens=sum(num_stay) - sum(chunks),
+            num_tokens=sum(num_stay) - sum(chunks) - num_dropped,
             num_decodes=len(plan.sequences) - len(chunks),
             num_followed=sum(
                 num for planned, num in zip(plan.sequences, num_stay, strict=True) if planned.draft_method.has_kv
