@@ -33,10 +33,12 @@ _OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the c
 _MORE_EVERY = 96  # steps, of which one tries a draft more
 _PLAIN_STEPS = RUN + 2  # without drafts, one after the other: the first one still verifies those asked for before
 _PLAIN_LOSS = 0.004  # of the tokens, for such steps, that tell what drafting is compared with
+_FOLLOWED = 1.1  # times a plain step, that such a step takes: the draft model follows it
 _BURST = 2 * RUN  # steps heard one after the other, while costs are known
 _MANY = 8  # sequences, whose steps take so long that each is heard
 _PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those known from the start
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
+_SAMPLE_SHARE = 2  # sequences for each of these steps, where there are many: they tell as much in fewer of them
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
 _TRY_EVERY = 2048  # steps while it rests, after which the next sequence to start is followed, at most
@@ -174,7 +176,7 @@ class DraftLength:
             self.length, self._price = 0, 0.0
         elif self._step % (_MORE_EVERY if self._choice.length else _PROBE_EVERY_IDLE) == 0:
             self.length, self._price = min(self._choice.length + 1, self._max_drafts), 0.0
-        elif self._step % _SAMPLE_EVERY == 0:
+        elif self._step % max(_SAMPLE_EVERY, num_decodes // _SAMPLE_SHARE) == 0:
             self._price = 0.0
         elif self._is_learning and self.length:
             self.length -= self._step % self.length
@@ -189,8 +191,7 @@ class DraftLength:
         longest = min(self.length, limit)
         if not self._is_adaptive or longest <= 0:
             return max(longest, 0)
-        odds.promised = reach(odds.given(self._shared)[:longest])
-        return sum(1 for chance in odds.promised if chance >= self._price)
+        return odds.promise(self._shared, longest, self._price)
 
     def observe_round(
         self,
@@ -290,7 +291,8 @@ class DraftLength:
 
         The less drafting promises, the less is lost by it, and the more hangs on it.
         """
-        self._plain_every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
+        loss = 1.0 - 1.0 / (_FOLLOWED * max(self._promise, 1.0))
+        self._plain_every = max(_PLAIN_STEPS * loss / _PLAIN_LOSS, _MORE_EVERY)
         octave = num_decodes.bit_length()
         if octave not in self._compared:
             self._plain_every = _PLAIN_FIRST
