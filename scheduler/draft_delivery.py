@@ -43,6 +43,10 @@ class Delivery:
         self._num_steps = self._num_tokens = self._num_live = 0
         self._seconds = 0.0
 
+    def change_batch(self) -> None:
+        """Let what comes now decide soon: the steps so far were of more sequences or of fewer."""
+        self._weight = min(self._weight, _NUM_KNOWN)
+
     def doubt(self) -> None:
         """Believe half of it: while nothing is drafted, nothing shows that it is wrong."""
         self.factor = math.sqrt(self.factor)

@@ -248,7 +248,10 @@ class DraftLength:
         self._shared = self._odds.odds()
         self._delivery.settle(self._promised, self._costs)
         self._promised = 0.0
-        is_new = self._is_other_batch(num_decodes) or self._trial_left > 0
+        is_other = self._is_other_batch(num_decodes)
+        if is_other:
+            self._delivery.change_batch()
+        is_new = is_other or self._trial_left > 0
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
         if self._is_learning:

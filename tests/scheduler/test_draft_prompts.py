@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scheduler.draft_costs import DraftCosts, DraftedStep, PerDecode
+from scheduler.draft_delivery import Delivery
 from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds
 from scheduler.model_cost import ModelCost
@@ -201,6 +202,27 @@ def test_what_a_prompt_row_costs_is_learnt_from_neighbours(share: float) -> None
         assert model.seconds(*one) / model.seconds(*other) == pytest.approx(
             world.model_s(*one) / world.model_s(*other), rel=0.06
         )
+
+
+def test_what_another_batch_was_delivered_decides_little() -> None:
+    """A small batch was delivered what was promised for long, a large one gets a tenth less."""
+    world = World(num_live=64, odds=0.8, prompt_share=0.75)
+    costs = DraftCosts(world.measured())
+    delivery = Delivery()
+
+    def deliver(num_live: int, share: float, num_steps: int) -> None:
+        tokens = 1000
+        for number in range(num_steps):
+            step = DraftedStep(num_rows=num_live, num_decodes=num_live, num_tokens=tokens, model_s=1.0)
+            delivery.add(step, tokens / (1.2 * share * costs.plain_rate(num_live)))
+            if number % 8 == 7:
+                delivery.settle(1.2, costs)
+
+    deliver(8, 1.0, 2000)
+    assert delivery.factor == pytest.approx(1.0)
+    delivery.change_batch()
+    deliver(64, 0.9, 200)
+    assert delivery.factor < 0.94
 
 
 def test_prompts_beside_decodes() -> None:
