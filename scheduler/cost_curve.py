@@ -83,17 +83,27 @@ class CostCurve:
 
     def seconds(self, size: float) -> float | None:
         """On the line through the two points next to `size`; None where nothing is known."""
+        return self._line(size)[0] if self._averages else None
+
+    def steepness(self, size: float) -> float:
+        """What one more adds there, as a share of the seconds; 0 where nothing is known."""
         if not self._averages:
-            return None
+            return 0.0
+        seconds, slope = self._line(size)
+        return slope / seconds
+
+    def _line(self, size: float) -> tuple[float, float]:
+        """Seconds and slope at `size`."""
         if self._num_new >= _STALE:
             self._pool()
         ats, seconds = self._ats, self._seconds
         if len(ats) == 1:
-            return max(seconds[0] * (1.0 + _SLOPE * (size / ats[0] - 1.0)), 0.2 * seconds[0])
-        right = min(max(bisect_left(ats, size), 1), len(ats) - 1)
-        left = right - 1
-        slope = (seconds[right] - seconds[left]) / max(ats[right] - ats[left], 1e-9)
-        return max(seconds[left] + slope * (size - ats[left]), 0.2 * seconds[left])
+            left, slope = 0, _SLOPE * seconds[0] / ats[0]
+        else:
+            right = min(max(bisect_left(ats, size), 1), len(ats) - 1)
+            left = right - 1
+            slope = (seconds[right] - seconds[left]) / max(ats[right] - ats[left], 1e-9)
+        return max(seconds[left] + slope * (size - ats[left]), 0.2 * seconds[left]), slope
 
     def _pool(self) -> None:
         """Average neighbours that contradict the order (pool adjacent violators), by their numbers of measurements."""

@@ -4,21 +4,19 @@ sequences that it drafts further for. All times are relative to the machine's pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.cost_curve import CostCurve
 from scheduler.model_cost import ModelCost
+from scheduler.prompt_load import PromptLoad
 
 _DECAY = 0.97  # of what was known of the scheduler's time, by each new measurement
 _NUM_KNOWN = 2  # measurements that one known from the start counts for
 _FOLLOW_SHARE = 0.1  # of the model's time that the draft model takes over as many rows, while nothing is measured
-_PROMPT_DECAY = 0.999  # of the counts of prompt rows and tokens, by each step
 _NUM_HOST = 4  # measurements that what is known of the other kind of steps counts for
 _MOST_HOST_RATIO = 2.0  # times what is expected, that one step counts for: something else had the host
 _USUAL_HOST_SHARE = 0.05  # that may be expected of any
-_FIRST_TOKENS = 512.0  # known from the start, without prompts: a full house begins with nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +24,10 @@ class DraftedStep:
     """What one step had and took. Seconds of wall-clock time."""
 
     num_rows: int  # prompt chunks, roots and drafts
-    num_prompt_rows: int = 0  # of them
-    num_tokens: int = 0  # committed
-    num_decodes: int = 0  # sequences that these are of
+    num_prompt_rows: int = 0  # of them, those of chunks
+    num_starting: int = 0  # sequences that these are of
+    num_tokens: int = 0  # committed by the others
+    num_decodes: int = 0  # those others
     num_followed: int = 0  # rows that the draft model followed, from which come the first drafts
     num_passes: int = 0  # of the draft model behind that, one for each draft more
     num_further: int = 0  # drafts that these made
@@ -40,9 +39,10 @@ class DraftedStep:
 
 
 class _HostShare:
-    """The scheduler's time in a step, relative to the rest of it, as an arithmetic mean: steps launched ahead have 0.
+    """The scheduler's time in a step, relative to the model's over a row of each sequence: drafts hardly change it.
 
-    The first measurement decides as little as any other: it may be the one in which something else had the host.
+    An arithmetic mean, since steps launched ahead have 0. The first measurement decides as little as any other: it may
+    be the one in which something else had the host.
     """
 
     def __init__(self, share: float) -> None:
@@ -55,8 +55,19 @@ class _HostShare:
         self.share += weight * (min(share, _MOST_HOST_RATIO * max(self.share, _USUAL_HOST_SHARE)) - self.share)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerDecode:
+    """What a step with drafts has for each of its decodes, on average."""
+
+    num_rows: float  # its root and its drafts
+    num_tokens: float  # that it commits
+    num_followed: float  # rows that the draft model follows, from which come the first drafts
+    further: Sequence[float]  # drafts behind those, by pass
+    follows_prompts: bool  # whether the draft model follows the prompts' rows, too
+
+
 class DraftCosts:
-    """Learns from every step, those with prompt chunks too: a row is a row.
+    """Learns from every step, those with prompt chunks too.
 
     `measured`: steps known at the start, all timed at the same pace.
     """
@@ -66,10 +77,7 @@ class DraftCosts:
         self._extend = CostCurve()  # by rows followed
         self._pass = CostCurve()  # by sequences
         self._host_shares: dict[bool, _HostShare] = {}  # by whether a step was plain
-        self._num_tokens = _FIRST_TOKENS
-        self._num_prompt_rows = 0.0
-        self._num_chunks = 0.0  # steps with prompt rows
-        self._log_chunks = 0.0  # the sum of their numbers' logarithms: one full house shall not set the size
+        self._prompts = PromptLoad()
         for step in measured:
             self._model.know(step.num_rows, step.model_s, _NUM_KNOWN)
             self._take(step, _NUM_KNOWN)
@@ -77,34 +85,33 @@ class DraftCosts:
     def observe(self, step: DraftedStep) -> None:
         """Take in what a step took; one that nobody timed, or that had no rows, is left out."""
         if step.model_s > 0.0 and step.num_rows:
-            self._model.observe(step.num_rows, step.model_s, is_plain=step.is_plain)
+            self._model.observe(
+                step.num_rows, step.model_s, num_prompt_rows=step.num_prompt_rows, is_plain=step.is_plain
+            )
             self._take(step)
+            self._prompts.observe(step.num_tokens, step.num_prompt_rows, step.num_starting)
             if step.is_plain not in self._host_shares:
                 self._host_shares[step.is_plain] = _HostShare(self._host_share(is_plain=step.is_plain))
-            device_s = step.model_s + step.extend_s + step.draft_s
-            self._host_shares[step.is_plain].add(step.host_s / device_s)
+            model_s = self.model_s(step.num_decodes + step.num_starting) * self._model.pace
+            self._host_shares[step.is_plain].add(step.host_s / model_s)
 
     def _take(self, step: DraftedStep, count: float = 1.0) -> None:
-        """All but the model's own time."""
+        """The draft model's time."""
         pace = self._model.pace
         if step.num_followed:
             self._extend.observe(step.num_followed, step.extend_s / pace, count)
         if step.num_passes and step.num_further:  # else the passes were for sequences of other ranks alone
             pass_s = step.draft_s / step.num_passes
             self._pass.observe(step.num_further / step.num_passes, pass_s / pace, count)
-        self._num_prompt_rows = self._num_prompt_rows * _PROMPT_DECAY + step.num_prompt_rows
-        self._num_chunks = self._num_chunks * _PROMPT_DECAY + (step.num_prompt_rows > 0)
-        self._log_chunks = self._log_chunks * _PROMPT_DECAY + math.log(max(step.num_prompt_rows, 1))
-        self._num_tokens = self._num_tokens * _PROMPT_DECAY + step.num_tokens
 
     @property
     def error(self) -> float:
         """Of what was expected of a pass of the model, relative to what it took; fading mean."""
         return self._model.error
 
-    def model_s(self, num_rows: float) -> float:
-        """Seconds of the model over so many rows, at the pace of 1; 1 where nothing is known."""
-        return self._model.seconds(num_rows)
+    def model_s(self, num_rows: float, num_prompt_rows: float = 0.0) -> float:
+        """Seconds of the model over so many rows and so many of prompts, at the pace of 1; 1 where nothing is known."""
+        return self._model.seconds(num_rows, num_prompt_rows)
 
     def extend_s(self, num_rows: float) -> float:
         """Seconds that the draft model takes to follow so many rows and to make the first drafts."""
@@ -125,37 +132,28 @@ class DraftCosts:
         """Seconds of a step at the pace of 1."""
         return (step.model_s + step.extend_s + step.draft_s + step.host_s) / self._model.pace
 
-    def plain_s(self, num_decodes: float) -> float:
-        """Seconds of a step without drafts and without a draft model, and of what its tokens bring of prompts."""
-        chunk, often = self._prompts(num_decodes)
-        device_s = (1.0 - often) * self.model_s(num_decodes) + often * self.model_s(num_decodes + chunk)
-        return device_s * (1.0 + self._host_share(is_plain=True))
+    def plain_rate(self, num_live: float) -> float:
+        """Tokens a second that so many sequences decode, those at their prompts included, without a draft model."""
+        mix = self._prompts.mix(num_live, 1.0)
+        alone_s, beside_s = self.model_s(num_live), self.model_s(mix.num_beside, mix.num_rows)
+        host_s = self._host_share(is_plain=True) * alone_s
+        return mix.num_decodes / ((1.0 - mix.often) * alone_s + mix.often * beside_s + host_s)
 
-    def drafted_s(
-        self, num_rows: int, num_followed: float, wanting: Sequence[float], num_tokens: float, *, follows_prompts: bool
-    ) -> float:
-        """Seconds of a step that verifies, follows and drafts, and of what its tokens bring of prompts.
-
-        `wanting`: see `draft_s`. `follows_prompts`: whether the draft model follows the prompts' rows, too.
-        """
-        chunk, often = self._prompts(num_tokens)
-        alone_s = self.model_s(num_rows) + self.extend_s(num_followed)
-        beside_s = self.model_s(num_rows + chunk) + self.extend_s(num_followed + chunk * follows_prompts)
-        device_s = (1.0 - often) * alone_s + often * beside_s + self.draft_s(wanting)
-        return device_s * (1.0 + self._host_share(is_plain=False))
+    def drafted_rate(self, num_live: float, each: PerDecode) -> float:
+        """Tokens a second of as many sequences where decodes are verifications."""
+        mix = self._prompts.mix(num_live, each.num_tokens)
+        followed = mix.num_rows * each.follows_prompts
+        alone_s = self.model_s(each.num_rows * num_live) + self.extend_s(each.num_followed * num_live)
+        beside_s = self.model_s(each.num_rows * mix.num_beside, mix.num_rows)
+        beside_s += self.extend_s(each.num_followed * mix.num_beside + followed)
+        # What starts is drafted for at the end of its prompt, as others at the end of a decode.
+        draft_s = self.draft_s([num * num_live for num in each.further])
+        host_s = self._host_share(is_plain=False) * self.model_s(num_live)
+        return (
+            mix.num_decodes * each.num_tokens / ((1.0 - mix.often) * alone_s + mix.often * beside_s + draft_s + host_s)
+        )
 
     def _host_share(self, *, is_plain: bool) -> float:
-        """The scheduler's time relative to the device's; that of the other kind of steps while none was seen."""
+        """See `_HostShare`; that of the other kind of steps while none was seen."""
         known = self._host_shares.get(is_plain) or self._host_shares.get(not is_plain)
         return 0.0 if known is None else known.share
-
-    def _prompts(self, num_tokens: float) -> tuple[float, float]:
-        """Prompt rows of a step that has any, and the share of steps that do, where a step commits so many tokens.
-
-        Every token brings its share of prompts in the long run: who answers faster is asked more.
-        """
-        if not self._num_chunks:
-            return 0.0, 0.0
-        num_rows = self._num_prompt_rows / self._num_tokens * num_tokens
-        chunk = max(math.exp(self._log_chunks / self._num_chunks), num_rows)
-        return chunk, num_rows / chunk

@@ -33,9 +33,12 @@ _OTHER_BATCH = 1.5  # times as many sequences, or as few, are a batch that the c
 _MORE_EVERY = 96  # steps, of which one tries a draft more
 _PLAIN_STEPS = RUN + 2  # without drafts, one after the other: the first one still verifies those asked for before
 _PLAIN_LOSS = 0.004  # of the tokens, for such steps, that tell what drafting is compared with
+_FOLLOWED = 1.1  # times a plain step, that such a step takes: the draft model follows it
 _BURST = 2 * RUN  # steps heard one after the other, while costs are known
+_MANY = 8  # sequences, whose steps take so long that each is heard
 _PLAIN_FIRST = 12  # steps with drafts in front of them, while costs are those known from the start
 _SAMPLE_EVERY = 8  # steps, of which one drafts as far for the unlucky as for the lucky
+_SAMPLE_SHARE = 2  # sequences for each of these steps, where there are many: they tell as much in fewer of them
 _PROBE_EVERY_IDLE = 16  # while nothing is drafted, before the draft model rests
 _PATIENCE = 64  # steps without drafts after which the draft model follows no sequence any more
 _TRY_EVERY = 2048  # steps while it rests, after which the next sequence to start is followed, at most
@@ -122,8 +125,8 @@ class DraftLength:
 
     @property
     def is_listening(self) -> bool:
-        """Whether it wants to hear of a step: before and behind those without drafts, and now and then."""
-        if not self._choice.length or self._trial_left or self._is_learning:
+        """Whether it wants to hear of a step; of short ones before and behind those without drafts, and at times."""
+        if not self._choice.length or self._trial_left or self._is_learning or self._num_decodes >= _MANY:
             return True
         is_near_plain = self._since_plain < _BURST or self._since_plain > self._plain_every - _BURST
         return is_near_plain or self._step % _MORE_EVERY < _BURST
@@ -148,10 +151,13 @@ class DraftLength:
         self._step += 1
         return True
 
-    def begin_step(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0) -> None:
+    def begin_step(
+        self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0, *, num_live: int = 0
+    ) -> None:
         """Decide for a step of so many decodes, of which those with these odds may have drafts.
 
         `num_others`: sequences that may have drafts by themselves, but that the draft model does not follow.
+        `num_live`: sequences with those at their prompts, if there are more.
         """
         self._step += 1
         if not self._is_adaptive or self.is_broken or not self._max_drafts:
@@ -159,10 +165,10 @@ class DraftLength:
         if not drafting:
             if num_others and not self._is_worth_following and not self.is_off:
                 self._rest()
-            self._look_again(num_decodes, num_others)
+            self._look_again(num_decodes, num_others, num_live)
             return
         if self._is_due(num_decodes):
-            self._settle(num_decodes, drafting, num_others)
+            self._settle(num_decodes, drafting, num_others, num_live)
         self.length, self._price = self._choice.length, self._choice.price
         if self._trial_left:
             self._try()
@@ -170,7 +176,7 @@ class DraftLength:
             self.length, self._price = 0, 0.0
         elif self._step % (_MORE_EVERY if self._choice.length else _PROBE_EVERY_IDLE) == 0:
             self.length, self._price = min(self._choice.length + 1, self._max_drafts), 0.0
-        elif self._step % _SAMPLE_EVERY == 0:
+        elif self._step % max(_SAMPLE_EVERY, num_decodes // _SAMPLE_SHARE) == 0:
             self._price = 0.0
         elif self._is_learning and self.length:
             self.length -= self._step % self.length
@@ -185,8 +191,7 @@ class DraftLength:
         longest = min(self.length, limit)
         if not self._is_adaptive or longest <= 0:
             return max(longest, 0)
-        odds.promised = reach(odds.given(self._shared)[:longest])
-        return sum(1 for chance in odds.promised if chance >= self._price)
+        return odds.promise(self._shared, longest, self._price)
 
     def observe_round(
         self,
@@ -235,7 +240,7 @@ class DraftLength:
         more, fewer = max(num_decodes, self._num_decodes), min(num_decodes, self._num_decodes)
         return more > _OTHER_BATCH * fewer
 
-    def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int) -> None:
+    def _settle(self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int, num_live: int) -> None:
         """Choose the drafts of the next steps, and whether the draft model shall follow new sequences.
 
         For that, all are counted as if they were followed.
@@ -243,20 +248,24 @@ class DraftLength:
         self._shared = self._odds.odds()
         self._delivery.settle(self._promised, self._costs)
         self._promised = 0.0
-        is_new = self._is_other_batch(num_decodes) or self._trial_left > 0
+        is_other = self._is_other_batch(num_decodes)
+        if is_other:
+            self._delivery.change_batch()
+        is_new = is_other or self._trial_left > 0
         self._num_decodes = num_decodes
         self._settled_at, self._num_rounds = self._step, 0
         if self._is_learning:
-            self._begin_lesson(len(drafting) + num_others, num_decodes)
+            self._begin_lesson(len(drafting) + num_others, num_decodes, num_live)
             return
         chances = [reach(odds.given(self._shared)) for odds in drafting]
         truth, delivered = self._truth.factor, self._delivery.factor
-        best = best_choice(chances + [reach(self._shared)] * num_others, num_decodes, self._costs, truth)
+        everybody = chances + [reach(self._shared)] * num_others
+        best = best_choice(everybody, num_decodes, self._costs, truth, num_live=num_live)
         gain = best.gain * delivered
         self._promise = gain if is_new else self._promise + _NEWS * (gain - self._promise)
         pays = self._is_worth_following = self._promise > (_STAY if self._is_worth_following else _GAIN)
         if not pays:  # the others stay as they are
-            best = best_choice(chances, num_decodes, self._costs, truth, follows_prompts=False)
+            best = best_choice(chances, num_decodes, self._costs, truth, num_live=num_live, follows_prompts=False)
             gain = best.gain * delivered
             pays = gain > (_STAY if self._choice.length else _GAIN)
         self._choice = best if pays else Choice(length=0, price=1.0, gain=best.gain)
@@ -270,10 +279,10 @@ class DraftLength:
         is_unsure_of_costs = self._step < _LESSON_STEPS and not self._costs.has_compared
         return is_unsure_of_costs or self._odds.num_rounds < _LESSON_ROUNDS
 
-    def _begin_lesson(self, num_able: int, num_decodes: int) -> None:
+    def _begin_lesson(self, num_able: int, num_decodes: int, num_live: int) -> None:
         """Until something is known all draft alike, unless drafts that are always right would not pay either."""
         length = min(_LESSON_DRAFTS, self._max_drafts)
-        best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs)
+        best = best_choice([[1.0] * self._max_drafts] * num_able, num_decodes, self._costs, num_live=num_live)
         pays = best.gain > _GAIN
         self._choice = Choice(length=length if pays else 0, price=0.0 if pays else 1.0, gain=best.gain)
         self.reason = (
@@ -285,7 +294,8 @@ class DraftLength:
 
         The less drafting promises, the less is lost by it, and the more hangs on it.
         """
-        self._plain_every = max(_PLAIN_STEPS * (1.0 - 1.0 / max(self._promise, 1.0)) / _PLAIN_LOSS, _MORE_EVERY)
+        loss = 1.0 - 1.0 / (_FOLLOWED * max(self._promise, 1.0))
+        self._plain_every = max(_PLAIN_STEPS * loss / _PLAIN_LOSS, _MORE_EVERY)
         octave = num_decodes.bit_length()
         if octave not in self._compared:
             self._plain_every = _PLAIN_FIRST
@@ -311,12 +321,12 @@ class DraftLength:
         self._retry = min(max(2 * self._retry, _TRY_FIRST), _TRY_EVERY) if is_failure else 0
         self._num_idle, self._turned_at, self._trial_left = _PATIENCE, self._step, 0
 
-    def _look_again(self, num_decodes: int, num_others: int) -> None:
+    def _look_again(self, num_decodes: int, num_others: int, num_live: int) -> None:
         """While the draft model rests: see whether a batch of another size would make drafts pay."""
         if self.is_off and num_others and self._is_other_batch(num_decodes):
             self._num_decodes = num_decodes
             typical = [reach(self._shared)] * num_others
-            best = best_choice(typical, num_decodes, self._costs, self._truth.factor)
+            best = best_choice(typical, num_decodes, self._costs, self._truth.factor, num_live=num_live)
             self._is_promising = best.gain * self._delivery.factor > _GAIN
 
     def _break(self, tau: float) -> None:

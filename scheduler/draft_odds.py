@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 _CARRY = 0.97  # of the odds at the last place observed, for places beyond it
 _DECAY = 0.98  # of a sequence's counts, by each round
@@ -52,17 +53,28 @@ class DraftOdds:
         self._counts.add(num_drafted, num_accepted)
 
     def given(self, prior: Sequence[float]) -> list[float]:
-        """The odds at every place; `prior` are those of everybody.
+        """The odds at every place; `prior` are those of everybody."""
+        return list(self._each(prior))
 
-        At a place that the sequence never came to it is as much worse than everybody as at the one before.
-        """
-        odds: list[float] = []
+    def promise(self, prior: Sequence[float], longest: int, price: float) -> int:
+        """How many drafts to ask for, `longest` at most: as long as the chance of each to be committed is its price."""
+        self.promised = []
+        chance = 1.0
+        for odd in islice(self._each(prior), longest):
+            chance *= odd
+            if chance < price:
+                break
+            self.promised.append(chance)
+        return len(self.promised)
+
+    def _each(self, prior: Sequence[float]) -> Iterator[float]:
+        """At a place that the sequence never came to it is as much worse than everybody as at the one before."""
         share = 1.0  # of everybody's odds, at the place before
         for accepted, tried, usual in zip(self._counts.accepted, self._counts.tried, prior, strict=True):
             expected = usual if tried else usual * share
-            odds.append((accepted + _PRIOR_ROUNDS * expected) / (tried + _PRIOR_ROUNDS))
-            share = min(odds[-1] / usual, 1.0)
-        return odds
+            odd = (accepted + _PRIOR_ROUNDS * expected) / (tried + _PRIOR_ROUNDS)
+            yield odd
+            share = min(odd / usual, 1.0)
 
 
 class SharedOdds:

@@ -43,6 +43,8 @@ class DraftPlanner:
         self._total = DraftTally()
         self._expected: Mapping[int, Foreseen] = {}  # of the next step, by sequence id
         self._foreseen: Mapping[int, Foreseen] = {}  # of the one being planned
+        self._num_live = 0  # sequences of the last step
+        self._num_dropped = 0  # tokens of this one behind the ends of outputs
         self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
 
     @property
@@ -102,7 +104,8 @@ class DraftPlanner:
                 continue
             able = [(s, s.drafting.odds) for s in decodes if s.drafting is not None and s.drafting.method is method]
             mine = [(sequence, odds) for sequence, odds in able if sequence.draft_method is method]
-            length.begin_step(len(decodes), [odds for _, odds in mine], len(able) - len(mine))
+            others = len(able) - len(mine)
+            length.begin_step(len(decodes), [odds for _, odds in mine], others, num_live=self._num_live)
             if method.has_kv and length.is_off:
                 for sequence, _ in mine:
                     sequence.is_followed, sequence.drafts = False, ()
@@ -180,6 +183,7 @@ class DraftPlanner:
                 f"sequence {sequence.sequence_id}: drafts {outcome.draft_ids} are not all in [0, {end})"
             )
         sequence.drafts = outcome.draft_ids
+        self._num_dropped += len(outcome.token_ids) - num_kept
         num_drafted, num_accepted = planned.num_logit_rows - 1, len(outcome.token_ids) - 1
         is_sample, drafting.is_sample = drafting.is_sample, drafting.asks_sample
         # Those beyond the end of the output were verified in vain, whatever came of them.
@@ -202,6 +206,7 @@ class DraftPlanner:
 
         Where the next step is on its way already, nobody waited for the scheduler.
         """
+        self._num_live, num_dropped, self._num_dropped = len(plan.sequences), self._num_dropped, 0
         if not self._config.adaptive_drafts or not result.is_whole:
             return
         is_due = plan.step_id % _LISTEN_EVERY == 0
@@ -209,16 +214,19 @@ class DraftPlanner:
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
-        num_kept = [len(outcome.token_ids) for outcome in result.sequences]
+        chunks = [len(planned.token_ids) for planned in plan.sequences if _is_chunk(planned)]
+        num_stay = [
+            len(planned.token_ids if _is_chunk(planned) else outcome.token_ids)
+            for planned, outcome in zip(plan.sequences, result.sequences, strict=True)
+        ]
         step = DraftedStep(
             num_rows=plan.num_rows,
-            num_prompt_rows=sum(map(_num_prompt_rows, plan.sequences)),
-            num_tokens=sum(num_kept),
-            num_decodes=sum(kept > 0 for kept in num_kept),
+            num_prompt_rows=sum(chunks),
+            num_starting=len(chunks),
+            num_tokens=sum(num_stay) - sum(chunks) - num_dropped,
+            num_decodes=len(plan.sequences) - len(chunks),
             num_followed=sum(
-                _num_prompt_rows(planned) + kept
-                for planned, kept in zip(plan.sequences, num_kept, strict=True)
-                if planned.draft_method.has_kv
+                num for planned, num in zip(plan.sequences, num_stay, strict=True) if planned.draft_method.has_kv
             ),
             num_passes=max(plan.num_draft_passes - 1, 0),
             num_further=sum(proposals) - len(proposals),
@@ -276,9 +284,9 @@ class DraftPlanner:
         return min(left, self._config.context_limit - len(sequence.tokens)) - 1
 
 
-def _num_prompt_rows(planned: SequencePlan) -> int:
-    """Rows in front of those with logits."""
-    return len(planned.token_ids) - planned.num_logit_rows
+def _is_chunk(planned: SequencePlan) -> bool:
+    """Whether it has rows of a prompt: such as have no logits."""
+    return len(planned.token_ids) > planned.num_logit_rows
 
 
 def _is_foreseeable(sampling: SamplingParams) -> bool:

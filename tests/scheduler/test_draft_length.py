@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scheduler.draft_choice import best_choice
-from scheduler.draft_costs import DraftCosts, DraftedStep
+from scheduler.draft_costs import DraftCosts, DraftedStep, PerDecode
 from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 
@@ -49,6 +49,17 @@ def step(
         model_s=model_s,
         extend_s=pass_s if num_followed else 0.0,
         draft_s=num_passes * pass_s,
+    )
+
+
+def each(num_rows: float, num_tokens: float, num_followed: float = 2.0, *, follows_prompts: bool = True) -> PerDecode:
+    """Of decodes with one draft at most."""
+    return PerDecode(
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_followed=num_followed,
+        further=[],
+        follows_prompts=follows_prompts,
     )
 
 
@@ -302,12 +313,12 @@ def test_noise_does_not_make_what_is_not_measured_look_cheaper() -> None:
 
 def test_the_scheduler_is_part_of_what_a_step_costs() -> None:
     costs = DraftCosts([step(rows, 1.0, rows, [2] * rows, 0.5) for rows in (8, 16)])
-    assert costs.plain_s(8) == pytest.approx(1.0)
+    assert costs.plain_rate(8) == pytest.approx(8 / 1.0)
     for _ in range(200):
         costs.observe(replace(step(8, 1.0), is_plain=True, host_s=0.1))
         costs.observe(replace(step(16, 1.0, 16, [1] * 8, 0.5), host_s=0.6))
-    assert costs.plain_s(8) == pytest.approx(1.1, rel=1e-3)
-    assert costs.drafted_s(16, 16.0, [], 12.0, follows_prompts=True) == pytest.approx(1.5 * 1.4, rel=1e-2)
+    assert costs.plain_rate(8) == pytest.approx(8 / 1.1, rel=1e-3)
+    assert costs.drafted_rate(8, each(2.0, 1.5)) == pytest.approx(12 / (1.5 * 1.4), rel=1e-2)
 
 
 def test_at_first_all_draft_alike_unless_that_could_never_pay() -> None:
@@ -347,27 +358,36 @@ def test_promises_are_held_against_what_came_of_them() -> None:
 def test_prompts_that_the_draft_model_must_follow_are_part_of_the_price() -> None:
     """Each row of the model at 1/16 s and of the draft model at 1/32 s, and prompts of 40 rows."""
     costs = DraftCosts([step(rows, rows / 16, rows, [2] * rows, rows / 32) for rows in (8, 16, 256)])
-    assert costs.plain_s(8) == pytest.approx(8 / 16)
-    assert costs.drafted_s(16, 12.0, [], 12.0, follows_prompts=True) == pytest.approx(16 / 16 + 12 / 32)
-    for number in range(4000):
-        # A prompt in every fifth step: one row for each token.
+    assert costs.plain_rate(8) == pytest.approx(8 / (8 / 16))
+    assert costs.drafted_rate(8, each(2.0, 1.5, 1.5)) == pytest.approx(12 / (16 / 16 + 12 / 32))
+    for number in range(6000):
+        # A ninth sequence at its prompt in every fifth step, whose rows cost as much as others: one row for each token.
         num_rows = 40 if number % 5 == 0 else 0
         taken = step(8 + num_rows, (8 + num_rows) / 16, 8 + num_rows, [], (8 + num_rows) / 32)
-        costs.observe(replace(taken, num_prompt_rows=num_rows, num_tokens=8))
-    assert costs.plain_s(8) == pytest.approx(16 / 16, rel=0.05)
-    assert costs.drafted_s(16, 12.0, [], 12.0, follows_prompts=True) == pytest.approx(28 / 16 + 24 / 32, rel=0.05)
-    assert costs.drafted_s(16, 12.0, [], 12.0, follows_prompts=False) == pytest.approx(28 / 16 + 12 / 32, rel=0.05)
+        is_starting = int(num_rows > 0)
+        costs.observe(replace(taken, num_prompt_rows=num_rows, num_starting=is_starting, num_tokens=8, num_decodes=8))
+    assert costs.plain_rate(8.2) == pytest.approx(8 / (16 / 16), rel=0.05)
+    # Of 8.3 live sequences 8 decode, where each token brings a fortieth of a prompt.
+    assert costs.drafted_rate(8.3, each(2.0, 1.5, 1.5)) == pytest.approx(12 / (28 / 16 + 24 / 32), rel=0.05)
+    unfollowed = each(2.0, 1.5, 1.5, follows_prompts=False)
+    assert costs.drafted_rate(8.3, unfollowed) == pytest.approx(12 / (28 / 16 + 12 / 32), rel=0.05)
 
 
 def test_drafts_that_do_not_pay_for_long_prompts_are_left_to_those_that_have_them() -> None:
-    measured = [step(rows, 1.0 + rows / 16, rows, [2] * rows, rows / 32) for rows in (1, 2, 4, 16, 256)]
+    measured = [step(rows, 1.0 + rows / 16, rows, [2] * rows, rows / 32) for rows in (1, 2, 4, 16, 256, 1024)]
     control = DraftLength(1, is_adaptive=True, measured=measured)
     odds = control.new_odds()
-    for _ in range(200):
-        control.begin_step(1, [odds])
-        control.observe_round(odds, 1, 1, 1, is_sample=True)
+    for number in range(4000):
+        if number >= 3600:  # what prompts there are is known by then
+            control.begin_step(1, [odds])
+            control.observe_round(odds, 1, 1, 1, is_sample=True)
+        num_rows = 300 if number % 5 == 0 else 0  # 30 for a token
+        follows = number < 3700
+        num_followed = 2 + num_rows * follows
+        taken = step(2 + num_rows, 1.0 + (2 + num_rows) / 16, num_followed, [1], num_followed / 32)
+        is_starting = int(num_rows > 0)
         control.observe_step(
-            replace(step(128, 9.0, 128, [1], 4.0), num_prompt_rows=126, num_tokens=2)  # 63 rows for a token
+            replace(taken, num_prompt_rows=num_rows, num_starting=is_starting, num_tokens=2, num_decodes=1)
         )
     assert control.length_for(odds, 1) == 1
     assert not control.follows_next() and not control.is_off

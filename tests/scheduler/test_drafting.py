@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from scheduler.draft_costs import DraftedStep
+from scheduler.draft_length import DraftLength
 from scheduler.request import DraftMethod, RequestRefused
 from tests.scheduler.world import CONFIG, World, asking, prompt, request
 
@@ -143,6 +145,45 @@ def test_stops_inside_a_round_end_the_sequence_there() -> None:
         told = world.told["a", 0]
         assert told.token_ids == output[: stop + 1]
         assert told.usage is not None and told.usage.num_output_tokens == stop + 1
+
+
+def test_what_the_controller_hears_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens behind a stop are none that drafting brought; a sequence at its prompt lives, and does not decode."""
+    plain = World(replace(CONFIG, prefix_cache=False))
+    plain.add(request("a", max_tokens=12))
+    output = finished(plain).told["a", 0].token_ids
+    steps: list[DraftedStep] = []
+    monkeypatch.setattr(DraftLength, "observe_step", lambda control, step: steps.append(step))
+    monkeypatch.setattr(DraftLength, "is_listening", True)
+    config = replace(DRAFTING, adaptive_drafts=True, max_rows_per_step=8, prefix_cache=False)
+    for stop in range(4, len(output)):
+        steps.clear()
+        world = World(config, draft_skill=1.0)
+        world.add(asking(request("a", max_tokens=12), stop_token_ids=(output[stop],)))
+        world.add(request("b", length=30, max_tokens=1, first=2))
+        finished(world)
+        told = world.told["a", 0]
+        # The first token comes with the prompt.
+        assert sum(step.num_tokens for step in steps) == len(told.token_ids) - 1
+        assert sum(step.num_prompt_rows for step in steps) == 6 + 30
+        assert sum(step.num_starting for step in steps) == sum(
+            len(planned.token_ids) > planned.num_logit_rows for plan in world.plans for planned in plan.sequences
+        )
+
+
+def test_sequences_at_their_prompts_are_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    begin_step = DraftLength.begin_step
+
+    def spy(control: DraftLength, num_decodes: int, *others: object, num_live: int) -> None:
+        seen.append((num_decodes, num_live))
+        begin_step(control, num_decodes, *others, num_live=num_live)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DraftLength, "begin_step", spy)
+    world = World(replace(DRAFTING, max_rows_per_step=8))
+    world.add(request("a", max_tokens=60), request("b", length=30, max_tokens=12, first=2))
+    finished(world)
+    assert (1, 2) in seen and (2, 2) in seen and max(seen) == (2, 2)
 
 
 def test_the_group_is_told_how_often_the_draft_model_runs() -> None:
