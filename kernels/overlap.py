@@ -1,8 +1,8 @@
 """A kernel's start overlaps the end of the one before it: programmatic dependent launch (CUDA programming guide).
 
 Every launch allows it (`launch_options`), so every kernel must begin with `await_previous`: one that did not would run
-beside what it reads, and one that returned before it would let its own successor run too early. Only what brings no
-value may come before: a prefetch of weights to the L2 cache.
+beside what it reads, and one that returned before it would let its own successor run too early. Before it only weights
+may be read, which nobody writes while a model runs, and what a kernel wrote whose end the one before has waited for.
 """
 
 from __future__ import annotations

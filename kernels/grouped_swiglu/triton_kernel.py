@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kernels import native
 from kernels.grouped_swiglu import vector_kernel
+from kernels.grouped_swiglu.activation import swiglu
 from kernels.grouped_swiglu.tiles import down_tile, gate_up_tile, tiles_ahead
 from kernels.launched import launched
 from kernels.linear import Fp8Rows
@@ -110,14 +111,14 @@ def gate_up_kernel(
         NEXT_BYTES=DOWN_BYTES if TILES_AHEAD > 0 and not ONE_EXPERT else 0,
     )
     at, is_wanted = tile_places(row, rows, end, first_out, INNER, BLOCK_OUT)
-    swiglu = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0))) * up  # e^80 is zero below, and stays finite
+    activated = swiglu(gate, up)
     if inner.dtype.element_ty == tl.float8e4nv:
-        swiglu = tl.where(is_wanted, swiglu, 0.0)
-        scale = group_scales(swiglu, False, SMALLEST_PEAK, LARGEST)
+        activated = tl.where(is_wanted, activated, 0.0)
+        scale = group_scales(activated, False, SMALLEST_PEAK, LARGEST)
         tl.store(inner_scale + rows * ((INNER + 127) // 128) + first_out // 128, scale, mask=row < end)
-        result = in_units(swiglu, scale)
+        result = in_units(activated, scale)
     else:
-        result = swiglu.to(inner.dtype.element_ty)
+        result = activated.to(inner.dtype.element_ty)
     tl.store(inner + at, result, mask=is_wanted)
 
 
@@ -204,8 +205,8 @@ def grouped_swiglu(
     if native.is_batch_invariant():
         block_rows = INVARIANT_ROWS
     x, x_scale = _quantised(rows, scaling) if quantised is None else (quantised.values, quantised.scales)
-    is_one_token = not native.is_batch_invariant() and vector_kernel.takes(len(rows), hidden, inner_size, scaling)
-    if is_one_token and scales is not None and arrivals is not None:
+    is_one_token = vector_kernel.takes(len(rows), num_rows, hidden, inner_size, scaling)
+    if is_one_token and not native.is_batch_invariant() and scales is not None and arrivals is not None:
         of_copies = None if counts is None else _tiles(counts, num_rows, block_rows, order)
         vector_kernel.launch((x, x_scale), (gate_up, down), scales, arrivals, of_copies, out)
         return out

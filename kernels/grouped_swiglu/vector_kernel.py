@@ -15,6 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
+from kernels.grouped_swiglu import MOST_COUNTED_ROWS
+from kernels.grouped_swiglu.activation import swiglu
 from kernels.launch import launch_options
 from kernels.launched import launched
 from kernels.linear.vector_product import add_step, block_scales, by_out, lane_scales, row_places, weight_places
@@ -93,13 +96,10 @@ def gate_up_vector_kernel(
         values = tl.load(x_at + start).to(tl.float32)
         gate = add_step(gate, gate_weights, values, gate_scale, LANE)
         up = add_step(up, up_weights, values, up_scale, LANE)
-    gates = by_out(gate, OUTS)
-    swiglu = gates / (1.0 + tl.exp(tl.minimum(-gates, 80.0))) * by_out(up, OUTS)  # as in triton_kernel
-    tl.store(sums + slot * INNER + first_out + tl.arange(0, PAIRS), swiglu)
-    tl.debug_barrier()  # one thread counts, for what all of them have stored
+    product = swiglu(by_out(gate, OUTS), by_out(up, OUTS))
+    tl.store(sums + slot * INNER + first_out + tl.arange(0, PAIRS), product)
     group = slot * (INNER // 128) + first_out // 128
-    num_before = tl.atomic_add(arrivals + group, 1, sem="acq_rel", scope="gpu")
-    if num_before == 128 // PAIRS - 1:
+    if is_last(arrivals + group, 128 // PAIRS):
         own = group * 128 + tl.arange(0, 128)
         whole = tl.reshape(tl.load(sums + own, cache_modifier=".cg"), (1, 128))
         own_scale = group_scales(whole, False, SMALLEST_PEAK, LARGEST)
@@ -156,9 +156,10 @@ def down_vector_kernel(
     tl.store(out + slot * HIDDEN + outs, by_out(sums, OUTS).to(out.dtype.element_ty))
 
 
-def takes(num_tokens: int, hidden: int, inner: int, scaling: Scaling) -> bool:
-    """Whether these kernels compute the experts of so many tokens: of one, all of whose experts differ."""
-    return num_tokens == 1 and scaling is Scaling.BLOCKS and hidden % STEP == 0 and inner % STEP == 0
+def takes(num_tokens: int, num_copies: int, hidden: int, inner: int, scaling: Scaling) -> bool:
+    """Whether these kernels compute the experts of so many tokens: of one, whose copies have an expert each."""
+    is_one = num_tokens == 1 and num_copies <= MOST_COUNTED_ROWS
+    return is_one and scaling is Scaling.BLOCKS and hidden % STEP == 0 and inner % STEP == 0
 
 
 @cache

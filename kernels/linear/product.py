@@ -128,12 +128,13 @@ def prefetch(
 
 
 @triton.jit
-def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr, PIECES: tl.constexpr = 32) -> None:
-    """Have NUM_BYTES that follow one another brought to the L2 cache, as `prefetch` does. 16 * PIECES divides them.
+def prefetch_span(at: tl.tensor, is_wanted: tl.tensor, NUM_BYTES: tl.constexpr) -> None:
+    """Have NUM_BYTES that follow one another brought to the L2 cache, as `prefetch` does. 512 divides them.
 
-    Every eighth thread asks for one of PIECES, if wanted, of all or of each of 8 * PIECES threads.
+    Every eighth thread of 256 asks for one of 32 pieces, if wanted.
     """
     if IS_COMPILED:
+        PIECES: tl.constexpr = 32
         thread = tl.arange(0, 8 * PIECES)
         first_byte = at.to(tl.int64) + thread // 8 * (NUM_BYTES // PIECES)
         _ask(first_byte, (thread % 8 == 0) & is_wanted, NUM_BYTES // PIECES)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
 from kernels.launched import launched
 from kernels.linear.product import prefetch, product, tile_places, tile_rows
 from kernels.linear.tiles import Tile
@@ -71,9 +72,7 @@ def split_kernel(
     at, is_wanted = tile_places(row, rows, num_rows, first_out, NUM_OUT, BLOCK_OUT)
     part_size = num_rows * NUM_OUT
     tl.store(parts + split * part_size + at, sums, mask=is_wanted)
-    tl.debug_barrier()  # one thread counts, for what all of them have stored
-    num_before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu")
-    if num_before == NUM_SPLITS - 1:
+    if is_last(arrivals + tile, NUM_SPLITS):
         total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
         for part in tl.static_range(NUM_SPLITS):
             total += tl.load(parts + part * part_size + at, mask=is_wanted, other=0.0, cache_modifier=".cg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.sample.candidates import draw_candidate
@@ -20,7 +21,6 @@ from kernels.sample.masses import (
     divided,
     id_of,
     inverse_heat,
-    is_last,
     part_of,
     row_limits,
     target_of,

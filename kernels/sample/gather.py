@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.sample.masses import (
@@ -22,7 +23,6 @@ from kernels.sample.masses import (
     block_tokens,
     divided,
     inverse_heat,
-    is_last,
     key_of,
     mass_of,
     part_of,

@@ -104,10 +104,3 @@ def divided(part: tl.tensor, parts: tl.tensor, BINS: tl.constexpr) -> tl.tensor:
 def target_of(point: tl.tensor, total: tl.tensor) -> tl.tensor:
     """The whole units that the distribution function must pass; fp64 may round the product up to the total."""
     return tl.minimum((point * total.to(tl.float64)).to(tl.int64), total - 1)
-
-
-@triton.jit
-def is_last(done: tl.tensor, num_programs: tl.tensor) -> tl.tensor:
-    """Whether all other programs of a row have ended; what they wrote may then be read."""
-    tl.debug_barrier()  # what all threads wrote comes before the one thread that says so
-    return tl.atomic_add(done, 1, sem="acq_rel", scope="gpu") == num_programs - 1

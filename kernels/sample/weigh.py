@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.sample.masses import (
@@ -21,7 +22,6 @@ from kernels.sample.masses import (
     WEIGHED,
     block_tokens,
     inverse_heat,
-    is_last,
     mass_of,
     part_of,
     row_limits,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.grouped_swiglu import (
+    MOST_COUNTED_ROWS,
     PackedExperts,
     allocate_experts,
     allocate_fp8_experts,
@@ -235,3 +236,11 @@ def test_a_row_alone_of_the_only_expert_needs_no_tensor_core(triton_backend: str
     assert error.median() < 1e-6 and error.max() < 5e-3
     hidden[0, 300] = float("nan")
     assert grouped_swiglu(hidden, None, experts).isnan().all()
+
+
+def test_whose_experts_need_no_tensor_core() -> None:
+    takes = pytest.importorskip("kernels.grouped_swiglu.vector_kernel").takes
+    assert takes(1, MOST_COUNTED_ROWS, 4096, 1024, Scaling.BLOCKS)
+    assert not takes(1, MOST_COUNTED_ROWS + 1, 4096, 1024, Scaling.BLOCKS)  # more than there are counters for
+    assert not takes(2, 16, 4096, 1024, Scaling.BLOCKS) and not takes(1, 8, 4096, 1000, Scaling.BLOCKS)
+    assert not takes(1, 8, 4096, 1024, Scaling.CHANNELS)
