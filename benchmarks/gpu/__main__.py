@@ -23,6 +23,7 @@ from benchmarks.gpu.checks import check_kernels
 from benchmarks.gpu.collective import exercise_collectives
 from benchmarks.gpu.full_model import FullModel
 from benchmarks.gpu.invariance import measure_invariance
+from benchmarks.gpu.loading import measure_loading
 from benchmarks.gpu.long_context import measure_long_context
 from benchmarks.gpu.plans import full_plan, tiny_plan
 from benchmarks.gpu.session import Session
@@ -85,6 +86,7 @@ def _run(session: Session, only: list[str]) -> bool:
         "long_context": lambda: measure_long_context(session, model),
         "batch_invariant": lambda: measure_invariance(session, model),
         "release": model.release,
+        "loading": lambda: measure_loading(session, model.plan),
         "kernels": lambda: time_kernels(session),
     }
     return all([session.phase(name, run) for name, run in phases.items() if name in only or not only])

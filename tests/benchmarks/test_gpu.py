@@ -22,7 +22,7 @@ from kernels.builds import kernel_folders
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = ["bandwidth", "checks", "answers", "collectives", "model", "decode", "breakdown", "verify", "steps", "prefill"]
-PHASES += ["long_context", "batch_invariant", "release", "kernels"]
+PHASES += ["long_context", "batch_invariant", "release", "loading", "kernels"]
 
 
 def command(out: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
