@@ -151,6 +151,10 @@ class DraftLength:
         self._step += 1
         return True
 
+    def rest_for(self, num_steps: int) -> None:
+        """So many more steps as the last one, which it rested on."""
+        self._step += num_steps
+
     def begin_step(
         self, num_decodes: int, drafting: Sequence[DraftOdds], num_others: int = 0, *, num_live: int = 0
     ) -> None:

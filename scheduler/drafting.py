@@ -15,7 +15,9 @@ from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
 from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
 from scheduler.sequence import Drafting, Sequence
 
-_LISTEN_EVERY = 16  # steps
+_LISTEN_EVERY = 16  # steps, while nothing drafts
+_LISTEN_SELDOM = 64  # where they are short, so that listening would be a part of them
+_FEW = 8  # sequences, whose steps are
 _PATIENCE = 16  # sequences that cannot be followed, after which one is at a price
 
 
@@ -46,16 +48,14 @@ class DraftPlanner:
         self._num_live = 0  # sequences of the last step
         self._num_dropped = 0  # tokens of this one behind the ends of outputs
         self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
+        self.rests = True  # whether nothing drafts at present, so that there is nothing to plan
+        self._num_resting = -1  # decodes of the last step that every length rested on
+        self._num_rested = 0  # steps like it that they were not told of yet
 
     @property
     def is_idle(self) -> bool:
         """Whether no sequence ever asked for drafts."""
         return not self._lengths
-
-    @property
-    def rests(self) -> bool:
-        """Whether nothing drafts at present, so that there is nothing to plan."""
-        return all(length.is_off for length in self._lengths.values())
 
     def admit(self, request: Request) -> Drafting | None:
         """What to keep for a new sequence of this request; None where nothing is to be drafted."""
@@ -65,7 +65,9 @@ class DraftPlanner:
         if method is DraftMethod.NONE or not limit:
             return None
         if method not in self._lengths:
+            self._tell_rested()
             self._lengths[method] = self._new_length(method)
+            self.rests = False
         return Drafting(
             method=method,
             odds=self._lengths[method].new_odds(),
@@ -81,7 +83,7 @@ class DraftPlanner:
         drafting = sequence.drafting
         if drafting is None or not drafting.method.has_kv:
             return False
-        length = self._lengths[drafting.method]
+        length = self._length(drafting.method)
         return length.is_trial_due or (not length.is_off and self._num_missed >= _PATIENCE)
 
     def enter(self, sequence: Sequence) -> None:
@@ -90,7 +92,8 @@ class DraftPlanner:
         if drafting is None or not drafting.method.has_kv:
             sequence.is_followed = False
         elif sequence.is_followed:
-            sequence.is_followed = self._lengths[drafting.method].follows_next()
+            sequence.is_followed = self._length(drafting.method).follows_next()
+            self._look_whether_all_rest()
             self._num_missed = 0
         else:
             self._num_missed += 1
@@ -98,10 +101,16 @@ class DraftPlanner:
     def begin_step(self, decodes: Seq[Sequence]) -> None:
         """Settle the lengths of a step that lets these sequences decode."""
         self._foreseen, self._expected = self._expected, {}
+        if self.rests and len(decodes) == self._num_resting:
+            self._num_rested += 1
+            return
+        self._tell_rested()
+        self._num_resting = len(decodes)
         for method, length in self._lengths.items():
             is_followed = method.has_kv and any(sequence.is_followed for sequence in decodes)
             if not is_followed and length.rests_on(len(decodes)):
                 continue
+            self._num_resting = -1
             able = [(s, s.drafting.odds) for s in decodes if s.drafting is not None and s.drafting.method is method]
             mine = [(sequence, odds) for sequence, odds in able if sequence.draft_method is method]
             others = len(able) - len(mine)
@@ -109,6 +118,7 @@ class DraftPlanner:
             if method.has_kv and length.is_off:
                 for sequence, _ in mine:
                     sequence.is_followed, sequence.drafts = False, ()
+        self._look_whether_all_rest()
 
     def num_drafts(self, sequence: Sequence, num_rows: int, num_spare: int) -> int:
         """Of the drafts proposed for a decode as many as it may run, at most `num_rows`; `num_spare` blocks stay."""
@@ -207,10 +217,9 @@ class DraftPlanner:
         Where the next step is on its way already, nobody waited for the scheduler.
         """
         self._num_live, num_dropped, self._num_dropped = len(plan.sequences), self._num_dropped, 0
-        if not self._config.adaptive_drafts or not result.is_whole:
+        if not (self._is_due(plan) if self.rests else any(length.is_listening for length in self._lengths.values())):
             return
-        is_due = plan.step_id % _LISTEN_EVERY == 0
-        if not (is_due if self.rests else any(length.is_listening for length in self._lengths.values())):
+        if not self._config.adaptive_drafts or not result.is_whole:
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -269,6 +278,24 @@ class DraftPlanner:
             is_judged=method.has_kv,
             measured=measured,
         )
+
+    def _is_due(self, plan: StepPlan) -> bool:
+        """Whether to listen to a step in which nothing drafts."""
+        return plan.step_id % (_LISTEN_SELDOM if len(plan.sequences) < _FEW else _LISTEN_EVERY) == 0
+
+    def _length(self, method: DraftMethod) -> DraftLength:
+        """Of a method in use, which knows of all steps."""
+        self._tell_rested()
+        return self._lengths[method]
+
+    def _tell_rested(self) -> None:
+        """Let the lengths know of steps that passed without them."""
+        for length in self._lengths.values():
+            length.rest_for(self._num_rested)
+        self._num_rested = 0
+
+    def _look_whether_all_rest(self) -> None:
+        self.rests = all(length.is_off for length in self._lengths.values())
 
     def _standing(self, sequence: Sequence, num_drafts: int) -> Foreseen | None:
         """What was foreseen of a sequence's step, if it has so many drafts and still the blocks."""

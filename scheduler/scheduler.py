@@ -310,6 +310,8 @@ class Scheduler:
 
     def _plan_rows(self, sequence: Sequence, num_rows: int, num_drafts: int = 0) -> SequencePlan:
         self._in_flight[sequence.sequence_id] = sequence
+        if self._drafting.rests:
+            sequence.is_followed = False  # also in the middle of its prompt
         method = sequence.draft_method
         if method is DraftMethod.NONE:
             return sequence.rows(num_rows)
