@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.drafters.draft_model import DraftModel
-from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from kernels.paged_attention import KVLayer
-from kernels.sample import accept_drafts, choose_tokens
+from kernels.sample import choose_tokens
+from kernels.step import accept_drafts, rows_behind
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.batch import Batch, ModelOutput
 from model.kv_cache import KVCache
@@ -76,35 +77,26 @@ class StepRegion:
     def verify(self) -> Verified:
         """Run the rows, choose a token for each, and see which drafts were chosen, too."""
         inputs = self.inputs
-        rows = torch.arange(self.bucket.num_rows, device=inputs.token_ids.device)
-        is_live = rows < inputs.num_live
-        behind = rows_behind(self.before, inputs, is_live, self.kv.block_size, self.scratch_slot)
+        rows = rows_behind(self.before, inputs.planned, self.kv.block_size, self.scratch_slot)
         batch = Batch(
-            token_ids=behind.token_ids,
-            positions=behind.positions,
-            slots=behind.slots,
+            token_ids=rows.token_ids,
+            positions=rows.positions,
+            slots=rows.slots,
             row_starts=inputs.row_starts,
-            context_lens=behind.context_lens,
+            context_lens=rows.context_lens,
             block_tables=inputs.block_tables,
-            logit_rows=rows,
-            is_live=is_live,
+            logit_rows=inputs.token_ids[:0],
+            is_live=rows.is_live,
             max_rows=self.bucket.rows_each,
         )
         captured = () if self.drafting is None else self.drafting.model.capture_layers
-        output = self.model.forward(batch, self.kv, captured)
-        token_ids, best = choose_tokens(output.logits, behind.settings)
-        # The draft of a row is what the next one holds. Where that has no finite logits, the round ends before it.
-        is_sound = best.isfinite().roll(-1)
-        draft_ids = torch.where(is_sound, behind.token_ids.roll(-1), -1).to(torch.int32)
-        accepted = accept_drafts(token_ids, draft_ids, inputs.row_starts)
-        last = (inputs.row_starts[:-1] + accepted).clamp_max(self.bucket.num_rows - 1)
-        self.before.take(accepted, token_ids.index_select(0, last))
-        self.outputs.token_ids.copy_(token_ids)
-        self.outputs.best.copy_(best)
-        self.outputs.accepted.copy_(accepted)
+        hidden, states = self.model.hidden_states(batch, self.kv, captured)
+        logits = self.model.lm_head(hidden)  # of every row, so that none need be gathered
+        token_ids, best = choose_tokens(logits, inputs.settings(rows.points))
+        last = accept_drafts(rows.token_ids, token_ids, best, inputs.row_starts, self.before, self.outputs.outcome)
         # Logits would keep the largest piece of a graph's memory from the next one.
-        kept = replace(output, logits=output.logits[:0].clone())
-        return Verified(batch=batch, output=kept, token_ids=token_ids, draft_slots=behind.draft_slots, last=last)
+        output = ModelOutput(logits=logits[:0].clone(), hidden=hidden, captured=states)
+        return Verified(batch=batch, output=output, token_ids=token_ids, draft_slots=rows.draft_slots, last=last)
 
     def extend(self, verified: Verified) -> Chain:
         """Let the draft model follow every row, rejected drafts too, and propose the first draft of each sequence.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import Mark, StepDevice
 from engine.graphs.fill import HostInputs
 from engine.graphs.inputs import StepInputs, StepOutputs, num_bytes, parts_of
 from engine.graphs.points import Points
 from engine.graphs.region import Chain, Drafting, StepRegion, Verified
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.kv_cache import KVCache
 from scheduler.plan import SequencePlan, StepTimes
