@@ -59,7 +59,7 @@ TINY: dict[str, Cases] = {
     "rope_kv": lambda: [rope_kv.case(rope_kv.Heads(name="tiny", query=4, kv=2, dim=16), 2, torch.bfloat16)],
     "quantise": lambda: [quantise.case(2, 128, per_token=False)],
     "sample": lambda: [sample.case("all", 2, 256, top_k=0, top_p=1.0)],
-    "step": lambda: step.step(2, 3),
+    "step": lambda: step.step(2, 3) + step.drafting(2, 40),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a recorded step does beside its forward pass: rows moved on, drafts accepted.
+"""What a recorded step does beside its forward passes: rows moved on, drafts accepted, further ones proposed.
 
 python -m benchmarks.kernels.step [--json | --floor H20]
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.kernels.timing import Case, report
-from kernels.step import accept_drafts, reference, rows_behind
-from kernels.step.values import Outcome, PlannedRows, StepBefore
+from kernels.step import accept_drafts, draft_rows, first_drafts, reference, rows_behind
+from kernels.step.values import Drafted, Outcome, PlannedRows, StepBefore
 
 BLOCK_SIZE, NUM_BLOCKS = 64, 128  # of each sequence: 8,192 positions
 SCRATCH = 0
@@ -84,9 +84,43 @@ def step(num_sequences: int, rows_each: int) -> list[Case]:
     ]
 
 
+def random_drafted(num_sequences: int) -> Drafted:
+    """One draft of each sequence."""
+    return Drafted(
+        token_ids=torch.zeros(num_sequences, dtype=torch.int64),
+        positions=torch.randint(NUM_BLOCKS * BLOCK_SIZE, (num_sequences,)).int(),
+        num_drafts=torch.ones(num_sequences, dtype=torch.int32),
+    )
+
+
+def drafting(num_sequences: int, vocab_size: int) -> list[Case]:
+    """What stands before and behind a pass of a draft model."""
+    drafted, before = random_drafted(num_sequences), random_before(num_sequences, 3)
+    wanted = torch.randint(4, (num_sequences,)).int()
+    tables = torch.randperm(num_sequences * NUM_BLOCKS).int().view(num_sequences, NUM_BLOCKS)
+    logits, drafts = torch.randn(num_sequences, vocab_size), torch.zeros(3, num_sequences, dtype=torch.int64)
+    given = (logits, torch.randperm(vocab_size), drafted.positions, torch.arange(num_sequences), before, drafts)
+    return [
+        Case(
+            name=f"draft rows {num_sequences}",
+            run=lambda: draft_rows(drafted, wanted, tables, BLOCK_SIZE, SCRATCH),
+            num_bytes=33 * num_sequences,
+            rival=lambda: reference.draft_rows(drafted, wanted, tables, BLOCK_SIZE, SCRATCH),
+        ),
+        Case(
+            name=f"draft {num_sequences} x {vocab_size}",
+            run=lambda: first_drafts(*given),
+            num_bytes=logits.nbytes + 52 * num_sequences,
+            num_flop=3 * logits.numel(),
+            rival=lambda: reference.first_drafts(*given),
+        ),
+    ]
+
+
 def cases() -> list[Case]:
-    """One sequence and many, without drafts and with three each."""
-    return [case for shape in ((1, 1), (1, 4), (128, 1), (128, 4)) for case in step(*shape)]
+    """One sequence and many, without drafts and with three each, of an EAGLE3 head and of all of AntAngelMed's."""
+    steps = [case for shape in ((1, 1), (1, 4), (128, 1), (128, 4)) for case in step(*shape)]
+    return steps + [case for size in (32_000, 157_184) for count in (1, 128) for case in drafting(count, size)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from kernels import native
 from kernels.step import reference
-from kernels.step.values import Outcome, PlannedRows, StepBefore, StepRows
+from kernels.step.values import Drafted, DraftRows, Outcome, PlannedRows, StepBefore, StepRows
 
 
 def rows_behind(before: StepBefore, planned: PlannedRows, block_size: int, scratch_slot: int) -> StepRows:
@@ -54,3 +54,61 @@ def accept_drafts(
 
         return triton_kernel.accept_drafts(row_tokens, token_ids, best, row_starts, before, outcome)
     return reference.accept_drafts(row_tokens, token_ids, best, row_starts, before, outcome)
+
+
+def first_drafts(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    positions: torch.Tensor,
+    last: torch.Tensor,
+    before: StepBefore,
+    drafts: torch.Tensor,
+) -> Drafted:
+    """The likeliest token of each sequence behind the rows of a step, whose positions are [T] int32; `last` [B] int64.
+
+    logits [B, V] fp32, contiguous; ties go to the lower id. target_ids [V] int64 tell the model's token of each, None:
+    the same. It is written into `before` and, for the host, into drafts [P, B] int64. Of logits that are NaN a draft
+    means nothing, but is a token.
+    """
+    _check(logits, drafts)
+    if native.runs_triton(logits):
+        from kernels.step import draft_kernel
+
+        return draft_kernel.first_drafts(logits, target_ids, positions, last, before, drafts)
+    return reference.first_drafts(logits, target_ids, positions, last, before, drafts)
+
+
+def draft_rows(
+    drafted: Drafted, num_proposals: torch.Tensor, block_tables: torch.Tensor, block_size: int, scratch_slot: int
+) -> DraftRows:
+    """The rows of the next pass, for sequences that want num_proposals [B] int32 drafts in all; block tables [B, .]."""
+    assert num_proposals.dtype == block_tables.dtype == torch.int32, f"proposals are {num_proposals.dtype}"
+    assert block_tables.is_contiguous(), f"block tables have strides {block_tables.stride()}"
+    if native.runs_triton(num_proposals):
+        from kernels.step import draft_kernel
+
+        return draft_kernel.draft_rows(drafted, num_proposals, block_tables, block_size, scratch_slot)
+    return reference.draft_rows(drafted, num_proposals, block_tables, block_size, scratch_slot)
+
+
+def further_drafts(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    drafted: Drafted,
+    before: StepBefore,
+    drafts: torch.Tensor,
+) -> None:
+    """As `first_drafts` behind a pass of `draft_rows`, at most P - 1 times; `drafted` moves on."""
+    _check(logits, drafts)
+    if native.runs_triton(logits):
+        from kernels.step import draft_kernel
+
+        draft_kernel.further_drafts(logits, target_ids, drafted, before, drafts)
+    else:
+        reference.further_drafts(logits, target_ids, drafted, before, drafts)
+
+
+def _check(logits: torch.Tensor, drafts: torch.Tensor) -> None:
+    assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
+    assert drafts.dtype == torch.int64 and drafts.is_contiguous(), f"drafts are {drafts.dtype}, {drafts.stride()}"
+    assert len(logits) == drafts.shape[1], f"{len(logits)} logits for {list(drafts.shape)} drafts"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.step.values import Outcome, PlannedRows, StepBefore, StepRows
+from kernels.step.values import Drafted, DraftRows, Outcome, PlannedRows, StepBefore, StepRows
 
 
 def rows_behind(before: StepBefore, planned: PlannedRows, block_size: int, scratch_slot: int) -> StepRows:
@@ -51,3 +51,56 @@ def accept_drafts(
     outcome.best.copy_(best)
     outcome.accepted.copy_(accepted)
     return behind
+
+
+def first_drafts(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    positions: torch.Tensor,
+    last: torch.Tensor,
+    before: StepBefore,
+    drafts: torch.Tensor,
+) -> Drafted:
+    """See `kernels.step.first_drafts`."""
+    drafted = Drafted(
+        token_ids=torch.empty_like(last),
+        positions=positions.index_select(0, last),
+        num_drafts=torch.zeros(len(last), dtype=torch.int32, device=last.device),
+    )
+    further_drafts(logits, target_ids, drafted, before, drafts)
+    return drafted
+
+
+def draft_rows(
+    drafted: Drafted, num_proposals: torch.Tensor, block_tables: torch.Tensor, block_size: int, scratch_slot: int
+) -> DraftRows:
+    """See `kernels.step.draft_rows`."""
+    is_live = drafted.num_drafts < num_proposals
+    positions = torch.where(is_live, drafted.positions, 0)
+    block = (positions // block_size).long()
+    slots = block_tables.gather(1, block[:, None])[:, 0] * block_size + positions % block_size
+    return DraftRows(
+        positions=positions,
+        slots=torch.where(is_live, slots, scratch_slot),
+        is_live=is_live,
+        context_lens=positions + 1,
+        row_starts=torch.arange(len(positions) + 1, dtype=torch.int32, device=positions.device),
+    )
+
+
+def further_drafts(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor | None,
+    drafted: Drafted,
+    before: StepBefore,
+    drafts: torch.Tensor,
+) -> None:
+    """See `kernels.step.further_drafts`."""
+    best = logits.argmax(dim=-1)
+    token_ids = best if target_ids is None else target_ids.index_select(0, best)
+    number = drafted.num_drafts[:1].long()
+    for kept in (drafts, before.coming[:, : len(token_ids)]):
+        kept.index_copy_(0, number, token_ids[None])
+    drafted.token_ids.copy_(token_ids)
+    drafted.positions.add_(1)
+    drafted.num_drafts.add_(1)

@@ -107,22 +107,29 @@ def accept_kernel(
     number = tl.program_id(0)
     lane = tl.arange(0, AT_ONCE)
     copied = number * AT_ONCE + lane
-    tl.store(told_ids + copied, tl.load(token_ids + copied, mask=copied < num_rows, other=0), mask=copied < num_rows)
-    tl.store(told_best + copied, tl.load(best + copied, mask=copied < num_rows, other=0.0), mask=copied < num_rows)
-    if number < num_sequences:
-        first, last = tl.load(row_starts + number), tl.load(row_starts + number + 1) - 1
-        count = tl.maximum(last - first, 0)
-        for start in range(first, last, AT_ONCE):
-            row = start + lane
-            chosen = tl.load(token_ids + row, mask=row < last, other=0)
-            drafted = tl.load(row_tokens + row + 1, mask=row < last, other=0)
-            is_sound = tl.abs(tl.load(best + row + 1, mask=row < last, other=0.0)) < float("inf")
-            count = tl.minimum(count, tl.min(tl.where((chosen == drafted) & is_sound, count, row - first), 0))
-        row_behind = tl.minimum(first + count, num_rows - 1)
-        tl.store(before_accepted + number, count)
-        tl.store(told_accepted + number, count)
-        tl.store(behind + number, row_behind.to(tl.int64))
-        tl.store(coming + line + number, tl.load(token_ids + row_behind))
+    is_row, is_sequence = copied < num_rows, number < num_sequences
+    # All of them before the first use: what waits for one load waits for the others meanwhile.
+    token_id = tl.load(token_ids + copied, mask=is_row, other=0)
+    highest = tl.load(best + copied, mask=is_row, other=0.0)
+    first = tl.load(row_starts + number, mask=is_sequence, other=0)
+    last = tl.load(row_starts + number + 1, mask=is_sequence, other=0) - 1
+
+    count = tl.maximum(last - first, 0)
+    for start in range(first, last, AT_ONCE):
+        row = start + lane
+        chosen = tl.load(token_ids + row, mask=row < last, other=0)
+        drafted = tl.load(row_tokens + row + 1, mask=row < last, other=0)
+        is_sound = tl.abs(tl.load(best + row + 1, mask=row < last, other=0.0)) < float("inf")
+        count = tl.minimum(count, tl.min(tl.where((chosen == drafted) & is_sound, count, row - first), 0))
+    row_behind = tl.minimum(first + count, num_rows - 1)
+    coming_id = tl.load(token_ids + row_behind)
+
+    tl.store(told_ids + copied, token_id, mask=is_row)
+    tl.store(told_best + copied, highest, mask=is_row)
+    tl.store(before_accepted + number, count, mask=is_sequence)
+    tl.store(told_accepted + number, count, mask=is_sequence)
+    tl.store(behind + number, row_behind.to(tl.int64), mask=is_sequence)
+    tl.store(coming + line + number, coming_id, mask=is_sequence)
 
 
 def rows_behind(before: StepBefore, planned: PlannedRows, block_size: int, scratch_slot: int) -> StepRows:

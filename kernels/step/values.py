@@ -14,6 +14,7 @@ class StepBefore:
 
     accepted: torch.Tensor  # [S + 1] int32, drafts; the last is 0 for ever, for sequences that follow on nothing
     coming: torch.Tensor  # [P + 1, S] int64: what it drafted, and last of all the token that it chose behind the others
+    arrivals: torch.Tensor  # [S] int32, of programs that share a sequence's logits: zeros between kernels
 
     @classmethod
     def of(cls, num_places: int, max_drafts: int, device: torch.device) -> Self:
@@ -21,6 +22,7 @@ class StepBefore:
         return cls(
             accepted=torch.zeros(num_places + 1, dtype=torch.int32, device=device),
             coming=torch.zeros(max_drafts + 1, num_places, dtype=torch.int64, device=device),
+            arrivals=torch.zeros(num_places, dtype=torch.int32, device=device),
         )
 
     @property
@@ -72,3 +74,23 @@ class Outcome:
     token_ids: torch.Tensor  # [T] int64, chosen for each row
     best: torch.Tensor  # [T] fp32, the highest logit: where it is not finite, nothing could be chosen
     accepted: torch.Tensor  # [B] int32, drafts that were chosen, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """How far the drafts of each sequence are, which a pass of the draft model moves on in place."""
+
+    token_ids: torch.Tensor  # [B] int64, the last draft
+    positions: torch.Tensor  # [B] int32, of the next pass
+    num_drafts: torch.Tensor  # [B] int32, proposed so far: of all sequences equally many, wanted or not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftRows:
+    """A pass of the draft model, of one row a sequence."""
+
+    positions: torch.Tensor  # [B] int32; of sequences that want no draft more 0
+    slots: torch.Tensor  # [B] int32; of these the scratch slot
+    is_live: torch.Tensor  # [B] bool: the sequence wants one
+    context_lens: torch.Tensor  # [B] int32
+    row_starts: torch.Tensor  # [B + 1] int32

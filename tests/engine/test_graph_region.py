@@ -183,9 +183,7 @@ def run(region: StepRegion) -> None:
     """Everything that is recorded of a step."""
     verified = region.verify()
     if region.drafting is not None:
-        chain = region.extend(verified)
-        chain.take(region.extend(verified))
-        region.draft(chain)
+        region.draft(region.extend(verified))
 
 
 @contextmanager
@@ -243,6 +241,26 @@ def test_a_step_without_drafts_has_one_torch_kernel(launches: list[str], bucket:
     assert device.torch_kernels == ["index_select"]
     assert launches[0] == "rows_behind_kernel"
     assert launches[-5:] == ["best_kernel", "weigh_kernel", "gather_kernel", "draw_kernel", "accept_kernel"]
+
+
+def test_drafts_add_two_kernels_to_a_pass_of_the_head(launches: list[str]) -> None:
+    """Torch's are the head's own: its embedding, two halves side by side, a sum; the rows behind drafts, and a copy."""
+    model, head = loaded(DraftMethod.EAGLE3)
+    with nothing_but_the_device() as (mode, device):
+        region = on_device(model, head, mode, Bucket(num_sequences=3, rows_each=4), torch.float32)
+        verified = region.verify()
+        launches.clear()
+        with device:
+            chain = region.extend(verified)
+        assert device.torch_kernels == ["index_select", "cat", "add_", "index_select"]
+        assert launches.pop() == "draft_kernel"
+        in_a_pass = launches.copy()
+        launches.clear()
+        device.torch_kernels.clear()
+        with device:
+            region.draft(chain)
+    assert device.torch_kernels == ["index_select", "cat", "add_", "copy_"]
+    assert launches == ["draft_rows_kernel", *in_a_pass[1:], "draft_kernel"], "what fuses the states is in the first"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows behind a step and the acceptance of drafts, against loops over rows, whatever lies in the buffers beside."""
+"""Rows behind a step, acceptance of drafts, and further drafts: against loops over rows, whatever lies beside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import random
 import pytest
 import torch
 
-from kernels.step import accept_drafts, rows_behind
-from kernels.step.values import Outcome, PlannedRows, StepBefore, StepRows
+from kernels.step import accept_drafts, draft_rows, first_drafts, further_drafts, rows_behind
+from kernels.step.values import Drafted, DraftRows, Outcome, PlannedRows, StepBefore, StepRows
 
 PLACES, MAX_DRAFTS, SCRATCH = 150, 3, 9_999
 NO_SOURCE = -1
@@ -163,7 +163,7 @@ def test_a_round_ends_before_a_row_without_finite_logits(gpu_backend: str, sick:
 
 @pytest.mark.parametrize(
     ("num_sequences", "rows_each", "num_padding", "num_empty"),
-    [(1, 1, 0, 0), (1, 4, 0, 0), (128, 4, 0, 0), (37, 3, 50, 5), (4, 3, 0, 2), (2, 70, 9, 3)],
+    [(1, 1, 0, 0), (1, 4, 0, 0), (128, 4, 0, 0), (37, 3, 50, 5), (4, 3, 0, 2), (2, 70, 9, 1)],
 )
 def test_all_that_is_kept_of_a_step(
     gpu_backend: str, num_sequences: int, rows_each: int, num_padding: int, num_empty: int
@@ -183,3 +183,87 @@ def test_all_that_is_kept_of_a_step(
 def test_values_say_where_nobody_is() -> None:
     before = StepBefore.of(5, 2, torch.device("cpu"))
     assert (before.num_places, before.max_drafts) == (5, 2) and before.accepted[before.num_places] == 0
+
+
+def likeliest(logits: torch.Tensor, table: torch.Tensor | None) -> list[int]:
+    best = [row.index(max(row)) for row in logits.tolist()]
+    return best if table is None else [int(table[at]) for at in best]
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+@pytest.mark.parametrize(("num_sequences", "vocab"), [(1, 1), (1, 33), (3, 4096), (2, 4097), (37, 9001), (150, 40)])
+def test_drafts_are_the_likeliest_tokens_one_behind_the_other(
+    gpu_backend: str, num_sequences: int, vocab: int, has_table: bool
+) -> None:
+    """They move the chain on, lie where host and next step look for them, and touch nothing else."""
+    draw = random.Random(vocab)
+    before = before_of(draw)
+    accepted, coming = before.accepted.tolist(), before.coming.tolist()
+    table = torch.tensor(draw.sample(range(20_000), vocab)) if has_table else None
+    drafts = torch.full((MAX_DRAFTS, num_sequences), -7)
+    positions = int32([draw.randrange(90_000) for _ in range(num_sequences + 70)])
+    last = torch.tensor([draw.randrange(num_sequences + 70) for _ in range(num_sequences)])
+    drafted: Drafted | None = None
+    told = drafts.tolist()
+    for number in range(MAX_DRAFTS):
+        logits = torch.randn(num_sequences, vocab).round(decimals=1)  # some are equal
+        logits[0] = float("-inf")
+        if drafted is None:
+            drafted = first_drafts(logits, table, positions, last, before, drafts)
+        else:
+            further_drafts(logits, table, drafted, before, drafts)
+        told[number] = likeliest(logits, table)
+        coming[number][:num_sequences] = told[number]
+        assert drafted.token_ids.dtype == torch.int64 and drafted.token_ids.tolist() == told[number]
+        assert drafted.positions.dtype == drafted.num_drafts.dtype == torch.int32
+        assert drafted.positions.tolist() == [int(positions[row]) + number + 1 for row in last]
+        assert drafted.num_drafts.tolist() == [number + 1] * num_sequences
+        assert drafts.tolist() == told and before.coming.tolist() == coming
+        assert not before.arrivals.any() and before.accepted.tolist() == accepted
+
+
+def test_zeros_of_both_signs_are_equal_and_a_draft_of_nan_is_a_token(gpu_backend: str) -> None:
+    logits = torch.full((4, 4100), -1.0)
+    logits[0, [7, 9]] = torch.tensor([-0.0, 0.0])
+    logits[1, [4099, 4098, 5]] = torch.tensor([float("inf"), 2.0, 3.0])
+    logits[2] = float("nan")
+    logits[3, 4096:] = float("nan")
+    rows = torch.zeros(4, dtype=torch.int64)
+    before, drafts = before_of(random.Random(2)), torch.zeros(3, 4, dtype=torch.int64)
+    tokens = first_drafts(logits, None, int32([5]), rows, before, drafts).token_ids.tolist()
+    assert tokens[:2] == [7, 4099] and all(0 <= token < 4100 for token in tokens)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 64, 6])
+@pytest.mark.parametrize("num_sequences", [1, 31, 32, 128])
+def test_a_pass_runs_one_row_of_each_sequence_that_wants_a_draft(
+    gpu_backend: str, num_sequences: int, block_size: int
+) -> None:
+    draw = random.Random(num_sequences)
+    reached = [draw.randrange(8 * block_size) for _ in range(num_sequences)]
+    wanted = [draw.randrange(4) for _ in range(num_sequences)]
+    tables = int32(draw.sample(range(9_000), num_sequences * 8)).view(num_sequences, 8)
+    drafted = Drafted(
+        token_ids=torch.zeros(num_sequences, dtype=torch.int64),
+        positions=int32(reached),
+        num_drafts=int32([2] * num_sequences),
+    )
+    rows = draft_rows(drafted, int32(wanted), tables, block_size, SCRATCH)
+    is_live = [number > 2 for number in wanted]
+    positions = [position if lives else 0 for position, lives in zip(reached, is_live, strict=True)]
+    slots = [
+        int(tables[b, at // block_size]) * block_size + at % block_size if is_live[b] else SCRATCH
+        for b, at in enumerate(positions)
+    ]
+    expected = {
+        "positions": positions,
+        "slots": slots,
+        "is_live": is_live,
+        "context_lens": [position + 1 for position in positions],
+        "row_starts": list(range(num_sequences + 1)),
+    }
+    assert expected.keys() == {field.name for field in dataclasses.fields(DraftRows)}
+    for name, values in expected.items():
+        found: torch.Tensor = getattr(rows, name)
+        assert found.dtype == DTYPES.get(name, torch.int32) and found.tolist() == values, name
+    assert drafted.positions.tolist() == reached
