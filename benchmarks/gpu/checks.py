@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu import checks_attention, checks_products, checks_rows
+from benchmarks.gpu import checks_attention, checks_products, checks_rows, checks_step
 from benchmarks.gpu.check import Check, Sizes
 from benchmarks.gpu.session import Figures, Session
 
@@ -24,6 +24,7 @@ KERNELS: dict[str, Callable[[Sizes], Iterator[Check]]] = {
     "quantise": checks_rows.quantise,
     "permute": checks_rows.permute,
     "sample": checks_rows.sample,
+    "step": checks_step.step,
     "linear": checks_products.linear,
     "grouped_swiglu": checks_products.grouped_swiglu,
     "rope_kv": checks_attention.rope_kv,

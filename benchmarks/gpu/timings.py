@@ -20,6 +20,7 @@ from benchmarks.kernels import (
     rms_norm,
     rope_kv,
     sample,
+    step,
 )
 from benchmarks.kernels.paged_batch import Heads
 from benchmarks.kernels.timing import Case, measure
@@ -38,6 +39,7 @@ FULL: dict[str, Cases] = {
     "rope_kv": rope_kv.cases,
     "quantise": quantise.cases,
     "sample": sample.cases,
+    "step": step.cases,
 }
 
 
@@ -57,6 +59,7 @@ TINY: dict[str, Cases] = {
     "rope_kv": lambda: [rope_kv.case(rope_kv.Heads(name="tiny", query=4, kv=2, dim=16), 2, torch.bfloat16)],
     "quantise": lambda: [quantise.case(2, 128, per_token=False)],
     "sample": lambda: [sample.case("all", 2, 256, top_k=0, top_p=1.0)],
+    "step": lambda: step.step(2, 3) + step.drafting(2, 40),
 }
 
 

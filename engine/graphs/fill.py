@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs
 from engine.graphs.points import Points
+from kernels.step.values import StepBefore
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan
 
 Array = npt.NDArray[np.generic]

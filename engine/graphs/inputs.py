@@ -9,6 +9,7 @@ import torch
 
 from engine.graphs.buckets import Bucket
 from kernels.sample import DrawSettings
+from kernels.step.values import Outcome, PlannedRows
 
 _ALIGNMENT = 16  # bytes, of every part
 
@@ -17,7 +18,10 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """The tensors of a bucket of T rows and B sequences; live rows lie in front, those of a sequence together."""
+    """The tensors of a bucket of T rows and B sequences; live rows lie in front, those of a sequence together.
+
+    What is not described here is in `kernels.step.values.PlannedRows`.
+    """
 
     token_ids: torch.Tensor  # [T] int64
     top_k: torch.Tensor  # [T] int64
@@ -26,17 +30,17 @@ class StepInputs:
     temperature: torch.Tensor  # [T] fp32
     min_p: torch.Tensor  # [T] fp32
     positions: torch.Tensor  # [T] int32
-    token_sources: torch.Tensor  # [T] int32, where in `StepBefore.coming` a row's token is; -1: `token_ids` says it
-    row_places: torch.Tensor  # [T] int32, of a row's sequence in the step before; see `StepBefore.num_places`
-    table_rows: torch.Tensor  # [T] int32, where in all of `block_tables` those of a row's sequence begin
-    point_rows: torch.Tensor  # [T] int32, where in `points` a row's is
+    token_sources: torch.Tensor  # [T] int32
+    row_places: torch.Tensor  # [T] int32
+    table_rows: torch.Tensor  # [T] int32
+    point_rows: torch.Tensor  # [T] int32
     row_starts: torch.Tensor  # [B + 1] int32
     context_lens: torch.Tensor  # [B] int32
     num_proposals: torch.Tensor  # [B] int32
-    places: torch.Tensor  # [B] int32, of each sequence in the step before
+    places: torch.Tensor  # [B] int32
     block_tables: torch.Tensor  # [B, most blocks] int32
-    num_live: torch.Tensor  # [1] int32, rows that are no padding
-    is_followed: torch.Tensor  # [T] bool: the draft model computes the row, too
+    num_live: torch.Tensor  # [1] int32
+    is_followed: torch.Tensor  # [T] bool
 
     @classmethod
     def layout(cls, bucket: Bucket, table_width: int, max_drafts: int) -> Layout:
@@ -60,10 +64,27 @@ class StepInputs:
         }
 
     @property
-    def settings(self) -> DrawSettings:
-        """How each row's token is chosen, but for which of the points is whose."""
+    def planned(self) -> PlannedRows:
+        """Where the rows lie and what they hold, but for how far they are moved on."""
+        return PlannedRows(
+            token_ids=self.token_ids,
+            positions=self.positions,
+            token_sources=self.token_sources,
+            row_places=self.row_places,
+            table_rows=self.table_rows,
+            point_rows=self.point_rows,
+            is_followed=self.is_followed,
+            points=self.points,
+            context_lens=self.context_lens,
+            places=self.places,
+            block_tables=self.block_tables,
+            num_live=self.num_live,
+        )
+
+    def settings(self, points: torch.Tensor) -> DrawSettings:
+        """How each row's token is chosen, with the points [T] of the rows as they are run."""
         return DrawSettings(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, points=self.points
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, points=points
         )
 
 
@@ -85,6 +106,11 @@ class StepOutputs:
             "best": (torch.float32, (bucket.num_rows,)),
             "accepted": (torch.int32, (bucket.num_sequences,)),
         }
+
+    @property
+    def outcome(self) -> Outcome:
+        """What comes of the first part of a step."""
+        return Outcome(token_ids=self.token_ids, best=self.best, accepted=self.accepted)
 
 
 def num_bytes(layout: Layout) -> int:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.drafters.draft_model import DraftModel
-from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from kernels.paged_attention import KVLayer
-from kernels.sample import accept_drafts, choose_tokens
+from kernels.sample import choose_tokens
+from kernels.step import accept_drafts, draft_rows, first_drafts, further_drafts, rows_behind
+from kernels.step.values import Drafted, StepBefore
 from model.bailing import BailingModel
 from model.batch import Batch, ModelOutput
 from model.kv_cache import KVCache
@@ -45,19 +46,7 @@ class Chain:
     """Where the drafts of each sequence stand: what the next pass of the draft model starts from."""
 
     states: torch.Tensor  # [B, h]
-    token_ids: torch.Tensor  # [B] int64, the last draft
-    positions: torch.Tensor  # [B] int32, of the next pass
-    num_drafts: torch.Tensor  # [1] int64, proposed so far
-
-    def take(self, other: Chain) -> None:
-        """Become equal to another, in place."""
-        for mine, theirs in (
-            (self.states, other.states),
-            (self.token_ids, other.token_ids),
-            (self.positions, other.positions),
-            (self.num_drafts, other.num_drafts),
-        ):
-            mine.copy_(theirs)
+    drafted: Drafted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,35 +65,26 @@ class StepRegion:
     def verify(self) -> Verified:
         """Run the rows, choose a token for each, and see which drafts were chosen, too."""
         inputs = self.inputs
-        rows = torch.arange(self.bucket.num_rows, device=inputs.token_ids.device)
-        is_live = rows < inputs.num_live
-        behind = rows_behind(self.before, inputs, is_live, self.kv.block_size, self.scratch_slot)
+        rows = rows_behind(self.before, inputs.planned, self.kv.block_size, self.scratch_slot)
         batch = Batch(
-            token_ids=behind.token_ids,
-            positions=behind.positions,
-            slots=behind.slots,
+            token_ids=rows.token_ids,
+            positions=rows.positions,
+            slots=rows.slots,
             row_starts=inputs.row_starts,
-            context_lens=behind.context_lens,
+            context_lens=rows.context_lens,
             block_tables=inputs.block_tables,
-            logit_rows=rows,
-            is_live=is_live,
+            logit_rows=inputs.token_ids[:0],
+            is_live=rows.is_live,
             max_rows=self.bucket.rows_each,
         )
         captured = () if self.drafting is None else self.drafting.model.capture_layers
-        output = self.model.forward(batch, self.kv, captured)
-        token_ids, best = choose_tokens(output.logits, behind.settings)
-        # The draft of a row is what the next one holds. Where that has no finite logits, the round ends before it.
-        is_sound = best.isfinite().roll(-1)
-        draft_ids = torch.where(is_sound, behind.token_ids.roll(-1), -1).to(torch.int32)
-        accepted = accept_drafts(token_ids, draft_ids, inputs.row_starts)
-        last = (inputs.row_starts[:-1] + accepted).clamp_max(self.bucket.num_rows - 1)
-        self.before.take(accepted, token_ids.index_select(0, last))
-        self.outputs.token_ids.copy_(token_ids)
-        self.outputs.best.copy_(best)
-        self.outputs.accepted.copy_(accepted)
+        hidden, states = self.model.hidden_states(batch, self.kv, captured)
+        logits = self.model.lm_head(hidden)  # of every row, so that none need be gathered
+        token_ids, best = choose_tokens(logits, inputs.settings(rows.points))
+        last = accept_drafts(rows.token_ids, token_ids, best, inputs.row_starts, self.before, self.outputs.outcome)
         # Logits would keep the largest piece of a graph's memory from the next one.
-        kept = replace(output, logits=output.logits[:0].clone())
-        return Verified(batch=batch, output=kept, token_ids=token_ids, draft_slots=behind.draft_slots, last=last)
+        output = ModelOutput(logits=logits[:0].clone(), hidden=hidden, captured=states)
+        return Verified(batch=batch, output=output, token_ids=token_ids, draft_slots=rows.draft_slots, last=last)
 
     def extend(self, verified: Verified) -> Chain:
         """Let the draft model follow every row, rejected drafts too, and propose the first draft of each sequence.
@@ -112,60 +92,33 @@ class StepRegion:
         The token behind a row that stays is the one chosen for it. What the others write lies behind all that stays,
         where no row looks before a later one has written it anew.
         """
-        drafting, last = self._drafting, verified.last
+        model, last = self._drafting.model, verified.last
         batch = replace(verified.batch, token_ids=verified.token_ids, slots=verified.draft_slots)
-        states = drafting.model.forward(drafting.model.first_states(verified.output), batch, drafting.kv)
-        states = states.index_select(0, last)
-        chain = Chain(
-            states=states,
-            token_ids=self._likeliest(states),
-            positions=verified.batch.positions.index_select(0, last) + 1,
-            num_drafts=torch.ones(1, dtype=torch.int64, device=last.device),
-        )
-        self.outputs.drafts[0].copy_(chain.token_ids)
-        self.before.coming[0][: self.bucket.num_sequences].copy_(chain.token_ids)
-        return chain
+        states = model.forward(model.first_states(verified.output), batch, self._drafting.kv).index_select(0, last)
+        where = (verified.batch.positions, last, self.before, self.outputs.drafts)
+        return Chain(states=states, drafted=first_drafts(model.logits(states), model.target_ids, *where))
 
     def draft(self, chain: Chain) -> None:
         """One draft more for each sequence that wants one; the others' rows write to the scratch slot."""
-        drafting, inputs = self._drafting, self.inputs
-        block_size, num_sequences = drafting.kv.block_size, self.bucket.num_sequences
-        is_live = chain.num_drafts < inputs.num_proposals
-        positions = torch.where(is_live, chain.positions, 0)
-        block = (positions // block_size).long()
-        slots = inputs.block_tables.gather(1, block[:, None])[:, 0] * block_size + positions % block_size
+        model, kv, inputs = self._drafting.model, self._drafting.kv, self.inputs
+        block_tables = inputs.block_tables
+        rows = draft_rows(chain.drafted, inputs.num_proposals, block_tables, kv.block_size, self.scratch_slot)
         batch = Batch(
-            token_ids=chain.token_ids,
-            positions=positions,
-            slots=torch.where(is_live, slots, self.scratch_slot),
-            row_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=slots.device),
-            context_lens=positions + 1,
-            block_tables=inputs.block_tables,
+            token_ids=chain.drafted.token_ids,
+            positions=rows.positions,
+            slots=rows.slots,
+            row_starts=rows.row_starts,
+            context_lens=rows.context_lens,
+            block_tables=block_tables,
             logit_rows=inputs.token_ids[:0],
-            is_live=is_live,
+            is_live=rows.is_live,
             max_rows=1,
         )
-        # A copy: the model may write into what it is given.
-        states = drafting.model.forward(chain.states.clone(), batch, drafting.kv)
-        token_ids = self._likeliest(states)
-        for drafts in (self.outputs.drafts, self.before.coming[:, :num_sequences]):
-            drafts.index_copy_(0, chain.num_drafts, token_ids[None])
-        chain.take(
-            Chain(
-                states=states,
-                token_ids=token_ids,
-                positions=chain.positions + 1,
-                num_drafts=chain.num_drafts + 1,
-            )
-        )
+        states = model.forward(chain.states, batch, kv)  # which may write into what it is given
+        further_drafts(model.logits(states), model.target_ids, chain.drafted, self.before, self.outputs.drafts)
+        chain.states.copy_(states)
 
     @property
     def _drafting(self) -> Drafting:
         assert self.drafting is not None, "nothing drafts here"
         return self.drafting
-
-    def _likeliest(self, states: torch.Tensor) -> torch.Tensor:
-        """The likeliest token of the model's vocabulary for each state [S, h]: [S] int64."""
-        best = self._drafting.model.logits(states).argmax(dim=-1)
-        table = self._drafting.model.target_ids
-        return best if table is None else table.index_select(0, best)

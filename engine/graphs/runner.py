@@ -11,7 +11,6 @@ import torch
 from engine.config import SpeculationConfig
 from engine.drafters.ngram import with_look_ups
 from engine.graphs.ahead import Ahead
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket, Buckets
 from engine.graphs.device import StepDevice
 from engine.graphs.inputs import StepOutputs
@@ -19,6 +18,7 @@ from engine.graphs.points import Points
 from engine.graphs.shape import shape_of
 from engine.graphs.steps import BucketSteps, Launched, StepWorld
 from engine.runner import Foresight, Runner, nothing_foreseen
+from kernels.step.values import StepBefore
 from model.sampling import no_finite_logits
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
 
@@ -42,7 +42,7 @@ class GraphRunner:
         self._points = Points(world.max_drafts)
         self._ahead: Ahead | None = None
         with torch.inference_mode():
-            before = StepBefore.of(buckets.largest, world.max_drafts, world.device)
+            before = StepBefore.of(buckets.largest.num_sequences, world.max_drafts, world.device)
             self._steps = {bucket: BucketSteps(bucket, world, steps, before) for bucket in buckets.all}
 
     def shape(self, plan: StepPlan) -> StepShape | None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import Mark, StepDevice
 from engine.graphs.fill import HostInputs
 from engine.graphs.inputs import StepInputs, StepOutputs, num_bytes, parts_of
 from engine.graphs.points import Points
 from engine.graphs.region import Chain, Drafting, StepRegion, Verified
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.kv_cache import KVCache
 from scheduler.plan import SequencePlan, StepTimes
@@ -94,6 +94,7 @@ class BucketSteps:
             before=before,
         )
         self._verified: Verified | None = None
+        self._chain: Chain | None = None
         self._in.copy_(first.input_bytes)
         self._verify, self._extend, self._draft = self._record()
 
@@ -135,32 +136,31 @@ class BucketSteps:
         def verify() -> None:
             self._verified = region.verify()
 
-        verify()
-        if self._world.drafting is None:
-            return self._steps.record(verify), _nothing, _nothing
-        record, chain = self._steps.record, region.extend(self._last_verified)
-        if self._world.max_drafts > 1:
-            region.draft(_copy(chain))
-        return (
-            record(verify),
-            record(lambda: chain.take(region.extend(self._last_verified))),
-            record(lambda: region.draft(chain)) if self._world.max_drafts > 1 else _nothing,
-        )
+        def extend() -> None:
+            self._chain = region.extend(self._last_verified)
+
+        def draft() -> None:
+            region.draft(self._last_chain)
+
+        parts = [verify]
+        if self._world.drafting is not None:
+            parts += [extend, draft] if self._world.max_drafts > 1 else [extend]
+        for part in parts:
+            part()
+        recorded = [self._steps.record(part) for part in parts]
+        verify_again, extend_again, draft_again = recorded + [_nothing] * (3 - len(recorded))
+        return verify_again, extend_again, draft_again
 
     @property
     def _last_verified(self) -> Verified:
         assert self._verified is not None, "nothing was verified yet"
         return self._verified
 
+    @property
+    def _last_chain(self) -> Chain:
+        assert self._chain is not None, "nothing was drafted yet"
+        return self._chain
+
 
 def _nothing() -> None:
     """Where nothing drafts."""
-
-
-def _copy(chain: Chain) -> Chain:
-    return Chain(
-        states=chain.states.clone(),
-        token_ids=chain.token_ids.clone(),
-        positions=chain.positions.clone(),
-        num_drafts=chain.num_drafts.clone(),
-    )

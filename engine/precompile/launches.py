@@ -16,7 +16,6 @@ from engine.batch import build_batch
 from engine.config import EngineConfig
 from engine.drafters.draft_model import DraftModel
 from engine.dtypes import activation_dtype, kv_dtype
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Buckets
 from engine.graphs.build import step_world
 from engine.graphs.device import HostSteps
@@ -27,6 +26,7 @@ from engine.precompile.dispatch import dispatcher_of
 from engine.precompile.weights import META, Shapes, draft_model_of
 from kernels.paged_attention import allocate_kv_layer
 from kernels.sample import draw_tokens
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.checkpoint import Target, build_model
 from model.config import ModelConfig
@@ -124,7 +124,7 @@ class _World:
     def run_buckets(self) -> None:
         """What is recorded when a rank starts."""
         buckets, world = Buckets.of(self.config), step_world(self.config, self.model, self.kv, self.drafting, META)
-        before = StepBefore.of(buckets.largest, world.max_drafts, META)
+        before = StepBefore.of(buckets.largest.num_sequences, world.max_drafts, META)
         for bucket in buckets.all:
             BucketSteps(bucket, world, HostSteps(), before)
 

@@ -78,22 +78,6 @@ def draw_from(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor
     return reference.invert(probabilities, points)
 
 
-def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: torch.Tensor) -> torch.Tensor:
-    """How many drafts of each sequence were sampled, too, before the first that was not; returns [B] int32.
-
-    token_ids [S] int64 were drawn; draft_ids [S] int32 are what was guessed for their places. The rows of sequence b
-    are [row_starts[b], row_starts[b + 1]), int32, and its last row has no draft. B = 0 and sequences without rows are
-    valid. The host need not know the tokens.
-    """
-    assert draft_ids.dtype == torch.int32 and draft_ids.shape == token_ids.shape, f"drafts are {draft_ids.dtype}"
-    assert row_starts.dtype == torch.int32, f"row starts are {row_starts.dtype}"
-    if native.runs_triton(token_ids):
-        from kernels.sample import triton_kernel
-
-        return triton_kernel.accept_drafts(token_ids, draft_ids, row_starts)
-    return reference.accept_drafts(token_ids, draft_ids, row_starts)
-
-
 def _clamped(logits: torch.Tensor, settings: DrawSettings) -> DrawSettings:
     """Settings that every implementation may take literally."""
     _check(logits, settings)

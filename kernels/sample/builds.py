@@ -1,4 +1,4 @@
-"""The draw from AntAngelMed's vocabulary (Ling's, one for all sizes), and the acceptance of drafts."""
+"""The draw from AntAngelMed's vocabulary (Ling's, one for all sizes)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Iterator
 from kernels.builds import Build
 from kernels.sample.draw import draw_kernel
 from kernels.sample.gather import gather_kernel
-from kernels.sample.triton_kernel import (
-    ACCEPT_AT_ONCE,
-    ACCEPT_OPTIONS,
-    DRAW_OPTIONS,
-    OPTIONS,
-    accept_kernel,
-    draw_constants,
-)
+from kernels.sample.triton_kernel import DRAW_OPTIONS, OPTIONS, draw_constants
 from kernels.sample.weigh import best_kernel, weigh_kernel
 
 _VOCAB_SIZE = 157184
@@ -64,11 +57,4 @@ def builds() -> Iterator[Build]:
         },
         constants=of["draw"],
         options=DRAW_OPTIONS,
-    )
-    yield Build(
-        name="sample accept",
-        kernel=accept_kernel,
-        arguments={"token_ids": "*i64", "draft_ids": "*i32", "row_starts": "*i32", "accepted": "*i32"},
-        constants={"AT_ONCE": ACCEPT_AT_ONCE},
-        options=ACCEPT_OPTIONS,
     )

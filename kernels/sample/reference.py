@@ -18,16 +18,6 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     return order.gather(1, invert(mass, settings.points)[:, None]).squeeze(1)
 
 
-def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: torch.Tensor) -> torch.Tensor:
-    """See `kernels.sample.accept_drafts`."""
-    first, last = row_starts[:-1, None], row_starts[1:, None] - 1
-    row = torch.arange(len(token_ids), dtype=torch.int32, device=token_ids.device)
-    is_other = (row >= first) & (row < last) & (token_ids != draft_ids)
-    # The first row of each sequence that differs, or its last.
-    stops = torch.cat([torch.where(is_other, row, last), last], dim=1).amin(dim=1)
-    return (stops - first[:, 0]).clamp_min(0)
-
-
 def probabilities(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     """Logits [R, V] fp32 -> what `draw_tokens` draws from, by id: [R, V] fp64, each row's sum 1."""
     if not len(logits):

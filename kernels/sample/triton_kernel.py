@@ -23,11 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import triton
-import triton.language as tl
 
 from kernels.launch import launch_options
-from kernels.launched import launched
-from kernels.overlap import await_previous
 from kernels.sample import MIN_TEMPERATURE
 from kernels.sample.draw import draw_kernel
 from kernels.sample.gather import gather_kernel
@@ -47,28 +44,8 @@ PIECES = 4  # of a block that sums of parts are made of one after another, for r
 PARTS_AT_ONCE = 512  # whose sums move in one step
 PART_TOKENS = 64  # of a bin's part, about
 AT_ONCE = 512  # tokens of a part that are read at once
-ACCEPT_AT_ONCE = 32  # drafts that are compared at once: a warp's
 OPTIONS = launch_options(num_warps=8)
 DRAW_OPTIONS = launch_options(num_warps=16)
-ACCEPT_OPTIONS = launch_options(num_warps=1)
-
-
-@launched
-@triton.jit
-def accept_kernel(
-    token_ids: tl.tensor, draft_ids: tl.tensor, row_starts: tl.tensor, accepted: tl.tensor, AT_ONCE: tl.constexpr
-) -> None:
-    """One sequence: how many drafts in a row equal what was sampled for their places."""
-    await_previous()
-    sequence = tl.program_id(0)
-    first, last = tl.load(row_starts + sequence), tl.load(row_starts + sequence + 1) - 1
-    count = tl.maximum(last - first, 0)
-    for start in range(first, last, AT_ONCE):
-        row = start + tl.arange(0, AT_ONCE)
-        drafted = tl.load(draft_ids + row, mask=row < last, other=0)
-        sampled = tl.load(token_ids + row, mask=row < last, other=0)
-        count = tl.minimum(count, tl.min(tl.where(sampled != drafted, row - first, count), 0))
-    tl.store(accepted + sequence, count)
 
 
 def choose_tokens(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,17 +99,6 @@ def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     """Logits [R, V] fp32 -> ids [R] int64. Settings need not be clamped; one of temperature 0 draws, too."""
     warm = replace(settings, temperature=settings.temperature.clamp_min(MIN_TEMPERATURE))
     return choose_tokens(logits, warm)[0]
-
-
-def accept_drafts(token_ids: torch.Tensor, draft_ids: torch.Tensor, row_starts: torch.Tensor) -> torch.Tensor:
-    """See `kernels.sample.accept_drafts`."""
-    num_sequences = len(row_starts) - 1
-    accepted = torch.empty(num_sequences, dtype=torch.int32, device=token_ids.device)
-    if num_sequences:
-        accept_kernel[(num_sequences,)](
-            token_ids, draft_ids, row_starts, accepted, AT_ONCE=ACCEPT_AT_ONCE, **ACCEPT_OPTIONS
-        )
-    return accepted
 
 
 @cache

@@ -26,14 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.fp8_checkpoint import BLOCK, CHANNEL
 from benchmarks.shapes import shape_dict
 from engine.drafters.draft_model import DraftModel
-from engine.graphs.before import StepBefore
 from engine.graphs.buckets import Bucket
 from engine.graphs.inputs import StepInputs, StepOutputs
 from engine.graphs.region import Drafting, StepRegion
 from kernels import native
 from kernels.launched import Launched
 from kernels.paged_attention import allocate_kv_layer
-from kernels.sample import accept_drafts
+from kernels.step import accept_drafts
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
@@ -66,6 +66,7 @@ class OneDevice(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_operations = 0
+        self.torch_kernels: list[str] = []  # operations that launch some, by name
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -76,9 +77,14 @@ class OneDevice(TorchDispatchMode):
         strays = [tensor for tensor in tensors if tensor.device.type != "cuda"]
         if strays:
             raise OnTheHost(f"{func}: {[list(tensor.shape) for tensor in strays]}")
+        name = func.overloadpacket.__name__
+        made = torch.utils._pytree.tree_leaves(found)
+        if not func.is_view and name not in _MAKE_ROOM and any(isinstance(t, torch.Tensor) and t.numel() for t in made):
+            self.torch_kernels.append(name)
         return found
 
 
+_MAKE_ROOM = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view"}
 _SAME: dict[Any, Any] = {
     torch.Tensor.copy_: torch.ops.aten.copy_.default,
     torch.Tensor.nonzero: torch.ops.aten.nonzero.default,
@@ -151,7 +157,7 @@ def on_device(
     model: BailingModel, draft_model: DraftModel | None, mode: FakeTensorMode, bucket: Bucket, dtype: torch.dtype
 ) -> StepRegion:
     """The region of a bucket, on fake tensors."""
-    num_blocks, block_size, max_drafts, rows_each = 9, 4, 3, bucket.rows_each
+    num_blocks, block_size, max_drafts = 9, 4, 3
     kv = KVCache(model.config, num_blocks, block_size, dtype, CUDA)
     drafting = None
     if draft_model is not None:
@@ -169,7 +175,7 @@ def on_device(
         bucket=bucket,
         inputs=StepInputs(**buffers(StepInputs.layout(bucket, num_blocks, max_drafts))),
         outputs=StepOutputs(**buffers(StepOutputs.layout(bucket, max_drafts))),
-        before=StepBefore.of(Bucket(num_sequences=5, rows_each=rows_each), max_drafts, CUDA),
+        before=StepBefore.of(5, max_drafts, CUDA),
     )
 
 
@@ -177,9 +183,7 @@ def run(region: StepRegion) -> None:
     """Everything that is recorded of a step."""
     verified = region.verify()
     if region.drafting is not None:
-        chain = region.extend(verified)
-        chain.take(region.extend(verified))
-        region.draft(chain)
+        region.draft(region.extend(verified))
 
 
 @contextmanager
@@ -224,6 +228,39 @@ def test_a_row_alone_is_chosen_for_and_sorted_by_one_kernel(launches: list[str])
             run(region)
     assert launches.count("ordered_choice_kernel") == model.config.num_moe_layers > 0
     assert not {"choose_kernel", "compare_kernel", "tile_map_kernel", "combine_kernel"} & set(launches)
+
+
+@pytest.mark.parametrize("bucket", [Bucket(num_sequences=1, rows_each=1), Bucket(num_sequences=3, rows_each=4)])
+def test_a_step_without_drafts_has_one_torch_kernel(launches: list[str], bucket: Bucket) -> None:
+    """The embedding's; and one of Triton's before the forward pass, four that choose tokens, and one behind them."""
+    model, _ = loaded(DraftMethod.NONE)
+    with nothing_but_the_device() as (mode, device):
+        region = on_device(model, None, mode, bucket, torch.float32)
+        with device:
+            run(region)
+    assert device.torch_kernels == ["index_select"]
+    assert launches[0] == "rows_behind_kernel"
+    assert launches[-5:] == ["best_kernel", "weigh_kernel", "gather_kernel", "draw_kernel", "accept_kernel"]
+
+
+def test_drafts_add_two_kernels_to_a_pass_of_the_head(launches: list[str]) -> None:
+    """Torch's are the head's own: its embedding, two halves side by side, a sum; the rows behind drafts, and a copy."""
+    model, head = loaded(DraftMethod.EAGLE3)
+    with nothing_but_the_device() as (mode, device):
+        region = on_device(model, head, mode, Bucket(num_sequences=3, rows_each=4), torch.float32)
+        verified = region.verify()
+        launches.clear()
+        with device:
+            chain = region.extend(verified)
+        assert device.torch_kernels == ["index_select", "cat", "add_", "index_select"]
+        assert launches.pop() == "draft_kernel"
+        in_a_pass = launches.copy()
+        launches.clear()
+        device.torch_kernels.clear()
+        with device:
+            region.draft(chain)
+    assert device.torch_kernels == ["index_select", "cat", "add_", "copy_"]
+    assert launches == ["draft_rows_kernel", *in_a_pass[1:], "draft_kernel"], "what fuses the states is in the first"
 
 
 @pytest.mark.parametrize(
@@ -274,14 +311,14 @@ def test_nor_with_experts_on_other_ranks(launches: list[str]) -> None:
 
 
 LOOKS: dict[str, Callable[[torch.Tensor], object]] = {
-    "item": lambda accepted: accepted.sum().item(),
-    "tolist": lambda accepted: accepted.tolist(),
-    "nonzero": lambda accepted: accepted.nonzero(),
-    "mask": lambda accepted: torch.ops.aten.masked_select(accepted, accepted > 0),
-    "host": lambda accepted: accepted.cpu(),
-    "if": lambda accepted: bool(accepted.any()),
-    "from the host": lambda accepted: accepted + torch.tensor([1, 2, 3]).to(CUDA),
-    "repeat": lambda accepted: accepted.repeat_interleave(accepted),
+    "item": lambda behind: behind.sum().item(),
+    "tolist": lambda behind: behind.tolist(),
+    "nonzero": lambda behind: behind.nonzero(),
+    "mask": lambda behind: torch.ops.aten.masked_select(behind, behind > 0),
+    "host": lambda behind: behind.cpu(),
+    "if": lambda behind: bool(behind.any()),
+    "from the host": lambda behind: behind + torch.tensor([1, 2, 3]).to(CUDA),
+    "repeat": lambda behind: behind.repeat_interleave(behind),
 }
 
 
@@ -289,10 +326,10 @@ LOOKS: dict[str, Callable[[torch.Tensor], object]] = {
 def test_a_look_at_a_value_is_noticed(launches: list[str], monkeypatch: pytest.MonkeyPatch, look: str) -> None:
     """Else the tests above would prove nothing."""
 
-    def looking(*tensors: torch.Tensor) -> torch.Tensor:
-        accepted = accept_drafts(*tensors)
-        LOOKS[look](accepted)
-        return accepted
+    def looking(*given: Any) -> torch.Tensor:
+        behind = accept_drafts(*given)
+        LOOKS[look](behind)
+        return behind
 
     monkeypatch.setattr("engine.graphs.region.accept_drafts", looking)
     model, _ = loaded(DraftMethod.NONE)

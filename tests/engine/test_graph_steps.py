@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from engine.graphs.ahead import Ahead
-from engine.graphs.before import StepBefore, rows_behind
 from engine.graphs.buckets import Bucket
 from engine.graphs.device import HostMark
 from engine.graphs.fill import HostInputs
 from engine.graphs.inputs import StepInputs, StepOutputs, num_bytes, parts_of
 from engine.graphs.points import Points
 from engine.graphs.steps import Launched
+from kernels.step import rows_behind
+from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.heads import LmHead
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan
@@ -224,12 +225,11 @@ def test_of_a_block_table_only_what_cannot_change_is_kept() -> None:
     bucket = Bucket(num_sequences=1, rows_each=1)
     layout = StepInputs.layout(bucket, 6, max_drafts=0)
     inputs = StepInputs(**parts_of(torch.zeros(num_bytes(layout), dtype=torch.uint8), layout))
-    before = StepBefore.of(bucket, 0, CPU)
+    before = StepBefore.of(bucket.num_sequences, 0, CPU)
     host = HostInputs(bucket, inputs, before, BLOCK)
 
     def slots() -> list[int]:
-        is_live = torch.arange(bucket.num_rows) < inputs.num_live
-        found: list[int] = rows_behind(before, inputs, is_live, BLOCK, 99).slots.tolist()
+        found: list[int] = rows_behind(before, inputs.planned, BLOCK, 99).slots.tolist()
         return found
 
     table = [3, 4, 5]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.sample import DrawSettings, accept_drafts, choose_tokens, draw_tokens
+from kernels.sample import DrawSettings, choose_tokens, draw_tokens
 
 Row = tuple[float, int, float, float, float]  # temperature, top_k, top_p, min_p, point
 WHOLE: Row = (1.0, 0, 1.0, 0.0, 0.5)
@@ -195,17 +195,6 @@ def test_every_road_and_share_draws_the_same_token(
     assert all(tokens == drawn[0] for tokens in drawn), drawn
     for r, token in enumerate(drawn[0]):
         assert _is_right(token, logits[r], KINDS_OF_ROWS[r]), f"row {r}: token {token}"
-
-
-def test_drafts_are_accepted_up_to_the_first_other_token(backend: str) -> None:
-    tokens = torch.arange(100, 180)
-    drafts = tokens.int()
-    drafts[[4, 12, 70]] += 1
-    # Rows 0..5, wrong at 4; 6..9; none; 10 alone; 11, 12 whose last draft means nothing; 13..79, wrong at 70.
-    starts = torch.tensor([0, 6, 10, 10, 11, 13, 80], dtype=torch.int32)
-    accepted = accept_drafts(tokens, drafts, starts)
-    assert accepted.dtype == torch.int32 and accepted.tolist() == [4, 3, 0, 0, 1, 57]
-    assert accept_drafts(tokens[:0], drafts[:0], starts[:1]).tolist() == []
 
 
 def test_rows_are_chosen_greedily_or_drawn_as_each_wants(backend: str) -> None:
