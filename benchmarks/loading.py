@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,13 +26,11 @@ from benchmarks.run import machine
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
 from model.landing import DirectLanding, Landing, StagedLanding
-from model.read_ahead import MIB, ReadAhead, ReadPlan
+from model.read_ahead import ReadAhead, ReadPlan, plan_for
 from model.safetensors_files import SafetensorsFiles
 from model.tensor_check import needed_tensors
 from router.local import LocalDispatcher
 from router.placement import Placement
-
-WINDOW_BYTES = 128 * MIB
 
 
 def forget(folder: Path) -> None:
@@ -50,17 +49,24 @@ def read_one_by_one(folder: Path) -> None:
             files.read(name)
 
 
-def read_ahead(folder: Path, num_readers: int, device: torch.device | None = None) -> None:
-    """Every tensor, taken as it comes from so many threads, in memory or on a device."""
-    config, plan = ModelConfig.from_dir(folder), ReadPlan(num_readers=num_readers, window_bytes=WINDOW_BYTES)
-    landing: Landing = DirectLanding()
-    if device is not None:
-        landing = StagedLanding(device, 2 * num_readers, plan.piece_bytes)
+def read_ahead(folder: Path, plan: ReadPlan, landing: Landing) -> None:
+    """Every tensor, taken as it comes, and dropped."""
+    config = ModelConfig.from_dir(folder)
     with SafetensorsFiles(folder) as files:
         names = needed_tensors(files.tensors, config, range(config.num_experts))
         with ReadAhead(files, names, landing, plan) as tensors:
             for name in names:
                 tensors.take(name)
+
+
+def read(folder: Path, plan: ReadPlan) -> None:
+    """Into fresh memory of the host."""
+    read_ahead(folder, plan, DirectLanding())
+
+
+def stage(folder: Path, plan: ReadPlan, device: torch.device) -> None:
+    """Onto a device, through buffers, on the CPU too."""
+    read_ahead(folder, plan, StagedLanding(device, 2 * plan.num_readers, plan.piece_bytes))
 
 
 def load(folder: Path, device: torch.device) -> None:
@@ -74,8 +80,9 @@ def ways(folder: Path, readers: list[int], device: torch.device) -> dict[str, Ca
     """What is measured, by name."""
     found: dict[str, Callable[[], None]] = {"read one by one": partial(read_one_by_one, folder)}
     for number in readers:
-        found[f"read ahead, {number}"] = partial(read_ahead, folder, number)
-        found[f"staged, {number}"] = partial(read_ahead, folder, number, device)
+        plan = replace(plan_for(device), num_readers=number)
+        found[f"read ahead, {number}"] = partial(read, folder, plan)
+        found[f"staged, {number}"] = partial(stage, folder, plan, device)
     return found | {"load": partial(load, folder, device)}
 
 

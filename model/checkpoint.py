@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ from model.rope import cos_sin_table
 from model.safetensors_files import SafetensorsFiles
 from model.side_stream import SideStream
 from model.tensor_check import needed_tensors, parts_of
-from model.weight_source import WeightSource
+from model.weight_source import WeightSource, own
 from router.dispatch import Dispatcher
 from router.gate import Gate
 from router.placement import Placement
@@ -111,6 +111,10 @@ class WeightReader:
         """A weight that stays fp32 whatever the activations are."""
         return self._read(name).float()
 
+    def order(self, names: Sequence[str]) -> Sequence[int]:
+        """The indices of names as they are read."""
+        return sorted(range(len(names)), key=lambda index: self._tensors.turn[names[index]])
+
     def _parts(self, name: str) -> tuple[str, ...]:
         return parts_of(name, self._tensors.stored, self._config)
 
@@ -135,7 +139,7 @@ class _Builder:
 
     def model(self) -> BailingModel:
         config = self._config
-        embedding = self._weights.plain("model.word_embeddings.weight")
+        embedding = self._kept("model.word_embeddings.weight")
         layers = tuple(
             self._layer(f"model.layers.{index}", is_moe=index >= config.first_k_dense_replace)
             for index in range(config.num_hidden_layers)
@@ -177,8 +181,8 @@ class _Builder:
     def _attention(self, prefix: str) -> Attention:
         return Attention(
             query_key_value=self._linear(f"{prefix}.query_key_value"),
-            query_norm=self._weights.plain(f"{prefix}.query_layernorm.weight"),
-            key_norm=self._weights.plain(f"{prefix}.key_layernorm.weight"),
+            query_norm=self._kept(f"{prefix}.query_layernorm.weight"),
+            key_norm=self._kept(f"{prefix}.key_layernorm.weight"),
             dense=self._linear(f"{prefix}.dense"),
             cos_sin=self._cos_sin,
             scale=self._config.head_dim**-0.5,
@@ -199,7 +203,7 @@ class _Builder:
         config = self._config
         weight = self._weights.fp32(f"{prefix}.weight")
         has_bias = config.moe_router_enable_expert_bias
-        bias = self._weights.fp32(f"{prefix}.expert_bias") if has_bias else weight.new_zeros(config.num_experts)
+        bias = own(self._weights.fp32(f"{prefix}.expert_bias")) if has_bias else weight.new_zeros(config.num_experts)
         shape = GateShape(
             num_expert_groups=config.n_group,
             topk_groups=config.topk_group,
@@ -216,16 +220,17 @@ class _Builder:
         weights, dtype, device = self._weights, self._target.dtype, self._target.device
         names = [[f"{prefix}.{name}_proj.weight" for name in ("gate", "up", "down")] for prefix in prefixes]
         shape = ExpertShape(hidden_size=self._config.hidden_size, width=width)
+        order = weights.order([gate for gate, _, _ in names])
         scaling = weights.scaling(list(chain(*names)))
         if scaling is Scaling.NONE:
             shard = ExpertShard.allocate(len(names), shape, dtype, device)
-            for index, (gate, up, down) in enumerate(names):
+            for index in order:
+                gate, up, down = names[index]
                 shard.fill(index, weights.plain(gate), weights.plain(up), weights.plain(down))
             return shard
         shard = ExpertShard.allocate_fp8(len(names), shape, dtype, scaling, device)
-        for index, (gate, up, down) in enumerate(names):
-            parts = weights.fp8(gate), weights.fp8(up), weights.fp8(down)
-            values, scales = zip(*parts, strict=True)
+        for index in order:
+            values, scales = zip(*map(weights.fp8, names[index]), strict=True)
             shard.fill_fp8(index, values, scales)
         return shard
 
@@ -233,7 +238,11 @@ class _Builder:
         weight = f"{name}.weight"
         if self._weights.scaling([weight]) is Scaling.NONE:
             return Linear.pack(self._weights.plain(weight))
-        return Linear.pack_fp8(*self._weights.fp8(weight), self._target.dtype)
+        value, scale = self._weights.fp8(weight)
+        return Linear.pack_fp8(own(value), own(scale), self._target.dtype)
 
     def _norm(self, name: str) -> RmsNorm:
-        return RmsNorm(self._weights.plain(f"{name}.weight"), self._config.rms_norm_eps)
+        return RmsNorm(self._kept(f"{name}.weight"), self._config.rms_norm_eps)
+
+    def _kept(self, name: str) -> torch.Tensor:
+        return own(self._weights.plain(name))

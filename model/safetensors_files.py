@@ -53,6 +53,11 @@ class StoredTensor:
         """Bytes on disk."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """What tensors are sorted by to lie as in their files."""
+        return self.file.name, self.offset
+
 
 class SafetensorsFiles:
     """All tensors of a folder by name. A context manager: files stay open until it ends."""
@@ -87,23 +92,31 @@ class SafetensorsFiles:
         stored = self.tensors[name]
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
         if stored.num_bytes:
-            self.fill(name, 0, tensor.reshape(-1).view(torch.uint8).numpy().data)
+            self.fill(stored.file, stored.offset, tensor.reshape(-1).view(torch.uint8).numpy().data)
         return tensor
 
-    def fill(self, name: str, start: int, view: memoryview) -> None:
-        """Bytes [start, start + len(view)) of a tensor as stored. Raises CheckpointError where they cannot be had."""
-        stored, done = self.tensors[name], 0
-        descriptor = self._descriptor(stored.file)
+    def fill(self, file: Path, start: int, view: memoryview) -> None:
+        """Bytes [start, start + len(view)) of a file. Raises CheckpointError that names the tensor they end in."""
+        descriptor, done = self._descriptor(file), 0
         while done < len(view):
             try:
-                count = os.preadv(descriptor, [view[done:]], stored.offset + start + done)
+                count = os.preadv(descriptor, [view[done:]], start + done)
             except OSError as error:
-                raise CheckpointError(f"{stored.file}: {name}: not readable: {error.strerror}") from None
+                name = self._name_at(file, start + done)
+                raise CheckpointError(f"{file}: {name}: not readable: {error.strerror}") from None
             if count == 0:
-                raise CheckpointError(f"{stored.file}: ends inside {name}")
+                raise CheckpointError(f"{file}: ends inside {self._name_at(file, start + done)}")
             done += count
         with self._lock:
             self.bytes_read += done
+
+    def _name_at(self, file: Path, position: int) -> str:
+        """The tensor that a byte of a file belongs to."""
+        return next(
+            name
+            for name, stored in self.tensors.items()
+            if stored.file == file and stored.offset <= position < stored.offset + stored.num_bytes
+        )
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 
 import torch
 
@@ -40,12 +41,32 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> di
 def needed_tensors(
     stored: Mapping[str, StoredTensor], config: ModelConfig, experts: Collection[int]
 ) -> tuple[str, ...]:
-    """What a rank with these experts reads, in the order in which a model is built. Raises as `check_tensors`."""
+    """What a rank with these experts reads, in the order in which a model is built. Raises as `check_tensors`.
+
+    Modules come as the model has them, a layer's experts and the tensors of a module as they lie in the files.
+    """
     local = set(experts)
     specs = [s for s in check_tensors(stored, config).values() if s.expert is None or s.expert in local]
     # The MTP layer comes last, after the head that it shares.
     specs.sort(key=lambda spec: spec.name.startswith(f"model.layers.{config.num_hidden_layers}."))
-    return tuple(part for spec in specs for part in parts_of(spec.name, stored, config))
+    return tuple(_in_order_of_reading(specs, stored, config))
+
+
+def _in_order_of_reading(
+    specs: Sequence[TensorSpec], stored: Mapping[str, StoredTensor], config: ModelConfig
+) -> Iterator[str]:
+    for _, together in groupby(specs, _owner):
+        placed = []
+        for spec in together:
+            expert = stored[f"{spec.name.rsplit('.', 2)[0]}.gate_proj.weight"] if spec.expert is not None else None
+            for part in parts_of(spec.name, stored, config):
+                placed.append(((expert or stored[part]).place, stored[part].place, part))
+        yield from (part for *_, part in sorted(placed))
+
+
+def _owner(spec: TensorSpec) -> str:
+    """What a tensor is one of: a layer's experts, or a module with its linears and norms."""
+    return spec.name.rsplit(".", 2 if spec.expert is None else 3)[0]
 
 
 def parts_of(name: str, stored: Mapping[str, StoredTensor], config: ModelConfig) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,10 @@ from kernels.quantise.formats import Scaling
 
 
 class WeightSource(Protocol):
-    """Single tensors by their published names (model-spec §3), on the device that computes with them."""
+    """Single tensors by their published names (model-spec §3), on the device that computes with them.
+
+    Each is asked for once. It may lie in memory that others share: whoever keeps one keeps it by `own`.
+    """
 
     def plain(self, name: str) -> torch.Tensor:
         """A weight in the activation dtype, dequantised where it is FP8."""
@@ -28,3 +31,12 @@ class WeightSource(Protocol):
     def fp32(self, name: str) -> torch.Tensor:
         """A weight that stays fp32 whatever the activations are."""
         ...
+
+    def order(self, names: Sequence[str]) -> Sequence[int]:
+        """The indices of names in the order in which it is best to ask for them."""
+        ...
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that holds no other's memory: itself, or a copy."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,10 @@ class RandomWeights:
     def fp32(self, name: str) -> torch.Tensor:
         """The router's weights."""
         return self._plain(self._specs[name], torch.float32)
+
+    def order(self, names: Sequence[str]) -> Sequence[int]:
+        """As they are given: each is drawn when it is asked for."""
+        return range(len(names))
 
     def _plain(self, spec: TensorSpec, dtype: torch.dtype) -> torch.Tensor:
         noise = self._normal(spec.shape, dtype)

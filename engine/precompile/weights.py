@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +62,10 @@ class Shapes:
     def fp32(self, name: str) -> torch.Tensor:
         """See `WeightSource`."""
         return torch.empty(self._specs[name].shape, dtype=torch.float32, device=META)
+
+    def order(self, names: Sequence[str]) -> Sequence[int]:
+        """See `WeightSource`."""
+        return range(len(names))
 
 
 def draft_model_of(config: EngineConfig, model: BailingModel) -> DraftModel | None:
