@@ -28,9 +28,9 @@ def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, 
 def load_blocks(
     table: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ) -> tl.tensor:
-    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or UNIT; any at `stop` and behind it."""
+    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or of 64; any at `stop` and behind it."""
     index = tl.arange(0, BLOCK_KV)
-    if BLOCK_KV % BLOCK_SIZE == 0:  # then a step begins with a block
+    if min(BLOCK_KV, 64) % BLOCK_SIZE == 0:  # then a step begins with a block
         place = (table + start // BLOCK_SIZE) + index // BLOCK_SIZE
     else:
         place = table + (start + index) // BLOCK_SIZE
@@ -66,7 +66,77 @@ def load_kv(
 
 
 @triton.jit
-def split_sums(
+def load_words(
+    cache: tl.tensor,
+    block: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    kv_head: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+) -> tl.tensor:
+    """What `load_kv` loads of an FP8 cache, four channels a word: [N, DIM_POW2 / 4] int32.
+
+    In a loop that carries a step's bytes to the next, Triton gives each byte a register and moves it into place as soon
+    as the loop ends, which waits for the load: words stay as they come until they are needed.
+    """
+    words = cache.to(tl.pointer_type(tl.int32))
+    return load_kv(words, block, start, stop, kv_head, KV_HEADS, DIM // 4, DIM_POW2 // 4, BLOCK_SIZE)
+
+
+@triton.jit
+def fp16_of_words(words: tl.tensor) -> tl.tensor:
+    """The e4m3 of `load_words`, which fp16 has exactly: [N, 4 * W]."""
+    first, second = words.to(tl.uint8), (words >> 8).to(tl.uint8)
+    third, fourth = (words >> 16).to(tl.uint8), (words >> 24).to(tl.uint8)
+    in_order = tl.join(tl.join(first, third), tl.join(second, fourth))  # the last axis is the lowest
+    each = tl.reshape(in_order, (words.shape[0], 4 * words.shape[1]))
+    return each.to(tl.float8e4nv, bitcast=True).to(tl.float16)
+
+
+@triton.jit
+def in_two_parts(queries: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Queries [D, C] as e4m3 [D, 2C], what rounds them and a sixteenth of what that leaves, and the unit [C] of both.
+
+    Each has four of the eight digits of a bf16 value, so nothing is lost but what is 2^-20 of a column's largest.
+    """
+    exact = queries.to(tl.float32)
+    exponent = tl.maximum(tl.max(tl.abs(exact), 0).to(tl.int32, bitcast=True) >> 23, 8)
+    exact *= ((261 - exponent) << 23).to(tl.float32, bitcast=True)[None, :]  # the largest is 128 to 256 units
+    high = exact.to(tl.float8e4nv)
+    low = ((exact - high.to(tl.float32)) * 16.0).to(tl.float8e4nv)
+    parts = tl.reshape(tl.permute(tl.join(high, low), (0, 2, 1)), (queries.shape[0], 2 * queries.shape[1]))
+    return parts, ((exponent - 7) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def soften(
+    scores: tl.tensor,
+    own: tl.tensor,
+    block_start: tl.tensor,
+    stop: tl.tensor,
+    window: tl.tensor,
+    best: tl.tensor,
+    total: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The weights [N, C] of one step's scores, by what it shrinks the sums of earlier ones, `best` and `total` after it.
+
+    `total` [N, C] is of every N-th position: its lines are summed once, at the end, and not between threads every step.
+    """
+    position = block_start + tl.arange(0, scores.shape[0])[:, None]
+    distance = own[None, :] - position
+    scores = tl.where((distance >= 0) & (distance < window) & (position < stop), scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, 0))
+    base = tl.where(new_best == float("-inf"), 0.0, new_best)
+    weights = tl.exp2(scores - base[None, :])
+    shrink = tl.exp2(best - base)[None, :]
+    return weights, shrink, new_best, total * shrink + weights
+
+
+@triton.jit
+def plain_sums(
     queries: tl.tensor,
     own: tl.tensor,
     key: tl.tensor,
@@ -83,34 +153,106 @@ def split_sums(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Positions [start, stop) of one sequence for queries [DIM_POW2, C] at positions `own` [C].
-
-    Returns the largest score [C], the sum of the weights 2^(score - largest) [C], and the values' sum [DIM_POW2, C].
-    """
+    """See `split_sums`."""
     COLUMNS: tl.constexpr = queries.shape[1]
-    TURNED: tl.constexpr = value.dtype.element_ty.primitive_bitwidth > 8  # bytes cannot be turned out of shared memory
     best = tl.full((COLUMNS,), float("-inf"), tl.float32)
-    total = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((BLOCK_KV, COLUMNS), tl.float32)
     mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
     block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
     for block_start in range(start, stop, BLOCK_KV):
         # A step ahead, or every step would wait for two loads, one after the other.
         next_block = load_blocks(table, block_start + BLOCK_KV, stop, BLOCK_KV, BLOCK_SIZE)
         keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED)
-        scores = tl.dot(keys.to(queries.dtype), queries, input_precision="ieee") * scale
-        position = block_start + tl.arange(0, BLOCK_KV)[:, None]
-        distance = own[None, :] - position
-        scores = tl.where((distance >= 0) & (distance < window) & (position < stop), scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 0))
-        base = tl.where(new_best == float("-inf"), 0.0, new_best)
-        weights = tl.exp2(scores - base[None, :])
-        shrink = tl.exp2(best - base)
-        total = total * shrink + tl.sum(weights, 0)
-        values = values.to(queries.dtype) if TURNED else tl.trans(values.to(queries.dtype))
-        mean = tl.dot(values, weights.to(queries.dtype), mean * shrink[None, :], input_precision="ieee")
-        best = new_best
+        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED=True)
+        scores = tl.dot(keys, queries, input_precision="ieee") * scale
+        weights, shrink, best, total = soften(scores, own, block_start, stop, window, best, total)
+        mean = tl.dot(values, weights.to(queries.dtype), mean * shrink, input_precision="ieee")
         block = next_block
+    return best, tl.sum(total, 0), mean
+
+
+@triton.jit
+def fp8_sums(
+    queries: tl.tensor,
+    own: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    table: tl.tensor,
+    kv_head: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    scale: tl.tensor,
+    window: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """`plain_sums` over an FP8 cache, without its scales.
+
+    Keys stay e4m3, which the tensor cores multiply with both parts of the queries. Values must be turned, which they do
+    with two bytes alone: a step's words become fp16 first of all, and the next step's are on their way ever since.
+    """
+    COLUMNS: tl.constexpr = queries.shape[1]
+    best = tl.full((COLUMNS,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_KV, COLUMNS), tl.float32)
+    mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
+    block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
+    words = load_words(value, block, start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+    parts, unit = in_two_parts(queries)
+    unit *= scale
+    for block_start in range(start, stop, BLOCK_KV):
+        next_start = block_start + BLOCK_KV
+        next_block = load_blocks(table, next_start, stop, BLOCK_KV, BLOCK_SIZE)
+        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        values = tl.trans(fp16_of_words(words))
+        words = load_words(value, next_block, next_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
+        both = tl.reshape(tl.dot(keys, parts), (BLOCK_KV, 2, COLUMNS))
+        high, low = tl.split(tl.permute(both, (0, 2, 1)))
+        scores = (high + low * 0.0625) * unit[None, :]
+        weights, shrink, best, total = soften(scores, own, block_start, stop, window, best, total)
+        mean = tl.dot(values, weights.to(tl.float16), mean * shrink)
+        block = next_block
+    return best, tl.sum(total, 0), mean
+
+
+@triton.jit
+def split_sums(
+    queries: tl.tensor,
+    own: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    key_scale: tl.tensor,
+    value_scale: tl.tensor,
+    table: tl.tensor,
+    kv_head: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    scale: tl.tensor,
+    window: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Positions [start, stop) of one sequence for queries [DIM_POW2, C] at positions `own` [C].
+
+    Returns the largest score [C], the sum of the weights 2^(score - largest) [C], and the values' sum [DIM_POW2, C].
+    """
+    if FP8:
+        best, total, mean = fp8_sums(
+            *(queries, own, key, value, table, kv_head, start, stop, scale * tl.load(key_scale + kv_head), window),
+            *(KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, BLOCK_KV),
+        )
+        mean *= tl.load(value_scale + kv_head)
+    else:
+        best, total, mean = plain_sums(
+            *(queries, own, key, value, table, kv_head, start, stop, scale, window),
+            *(KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, BLOCK_KV),
+        )
     return best, total, mean
 
 
@@ -145,26 +287,29 @@ def split_kernel(
     FP8: tl.constexpr,
     QUANTISED: tl.constexpr,
     UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ) -> None:
-    """One split of one sequence and KV head, for sequences of at most BLOCK_ROWS rows.
+    """One split of BLOCK_ROWS rows of one sequence and a KV head, for sequences of at most ROWS rows.
 
-    partial [B, BLOCK_ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
-    [B, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. A context that is
+    partial [B, ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
+    [B, ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. A context that is
     one split has no need of them: its mean is the result.
     """
     await_previous()
     COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    TILES: tl.constexpr = ROWS // BLOCK_ROWS  # of a sequence, side by side: they find what each other read in L2
+    sequence, kv_head, split = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2)
+    first = tl.program_id(0) % TILES * BLOCK_ROWS
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
     length = split_length(context, most_log2, smallest, UNIT)
-    if (num_rows > BLOCK_ROWS) | (split * length >= context):
+    if (num_rows > ROWS) | (first >= num_rows) | (split * length >= context):
         return
     column = tl.arange(0, COLUMNS)
-    row, group_head = column // GROUP_POW2, column % GROUP_POW2
+    row, group_head = first + column // GROUP_POW2, column % GROUP_POW2
     exists = (row < num_rows) & (group_head < GROUP)
     head = kv_head * GROUP + group_head
     channel = tl.arange(0, DIM_POW2)[:, None]
@@ -173,9 +318,6 @@ def split_kernel(
         query + at[None, :].to(tl.int64) * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0
     )
     own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
-    if FP8:  # e4m3 is exact in fp16, not the other way round
-        queries = queries.to(tl.float16)
-        scale = scale * tl.load(key_scale + kv_head)
     table = block_tables + sequence.to(tl.int64) * table_width
     start = split * length
     if window < context:  # otherwise the first loads need not wait for the positions
@@ -187,6 +329,8 @@ def split_kernel(
         own,
         key,
         value,
+        key_scale,
+        value_scale,
         table,
         kv_head,
         start,
@@ -197,16 +341,15 @@ def split_kernel(
         DIM=DIM,
         DIM_POW2=DIM_POW2,
         BLOCK_SIZE=BLOCK_SIZE,
+        FP8=FP8,
         BLOCK_KV=BLOCK_KV,
     )
-    if FP8:
-        mean = mean * tl.load(value_scale + kv_head)
     some = tl.where(total == 0.0, 1.0, total)
     mean = mean / some[None, :]
     if length >= context:  # nothing to merge
         store_heads(out, scales, at.to(tl.int64), tl.trans(mean), exists, query, DIM, DIM_POW2, QUANTISED)
     else:
-        place = ((sequence * BLOCK_ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
+        place = ((sequence * ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
         tl.store(partial + place[None, :] * DIM + channel, mean, mask=exists[None, :] & (channel < DIM))
         tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 

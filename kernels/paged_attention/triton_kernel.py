@@ -32,6 +32,7 @@ from kernels.paged_attention.tiles import (
     num_splits,
     smallest_split,
     split_tile,
+    sums_weight,
     verify_rows,
 )
 from kernels.quantise.formats import FP8_BLOCK
@@ -119,11 +120,12 @@ def _shape_constants(
 
 
 @cache
-def split_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
-    """What `split_kernel` is compiled with beside that."""
+def split_constants(rows: int, tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
+    """What `split_kernel` is compiled with beside that, for sequences of at most `rows` rows."""
     return {
         "QUANTISED": is_quantised,
         "UNIT": SPLIT_UNIT,
+        "ROWS": rows,
         "BLOCK_ROWS": tile.block_rows,
         "BLOCK_KV": tile.block_kv,
     }
@@ -169,18 +171,20 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     num_sequences, table_width = batch.block_tables.shape
     rows, num_programs = verify_rows(batch.most_rows), num_sequences * kv.num_kv_heads
     num_sums = num_sequences * rows * num_heads
-    most, smallest = most_splits(num_programs, num_sums, head_dim), smallest_split(num_programs)
+    tile = split_tile(rows, num_heads // kv.num_kv_heads, kv.value.itemsize)
+    weight = sums_weight(rows, kv.value.itemsize)
+    most = most_splits(num_programs, num_sums, head_dim, weight)
+    smallest = max(smallest_split(num_programs, weight), tile.block_kv)
     splits = num_splits(table_width * kv.block_size, most, smallest)
-    tile = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize, kv.value.itemsize)
     merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
     partial = torch.empty(*partial_shape, head_dim, dtype=torch.float32, device=query.device)
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
-    split_kernel[(num_sequences, kv.num_kv_heads, splits)](
+    split_kernel[(num_sequences * (rows // tile.block_rows), kv.num_kv_heads, splits)](
         *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
         *(*scale_window, table_width, splits, most.bit_length() - 1, smallest),
         **shape_constants(num_heads, kv),
-        **split_constants(tile, is_quantised=out.is_quantised),
+        **split_constants(rows, tile, is_quantised=out.is_quantised),
         **tile.options,
     )
     if splits > 1:
