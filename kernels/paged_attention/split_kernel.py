@@ -28,9 +28,9 @@ def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, 
 def load_blocks(
     table: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ) -> tl.tensor:
-    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or of 64; any at `stop` and behind it."""
+    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or UNIT; any at `stop` and behind it."""
     index = tl.arange(0, BLOCK_KV)
-    if min(BLOCK_KV, 64) % BLOCK_SIZE == 0:  # then a step begins with a block
+    if BLOCK_KV % BLOCK_SIZE == 0:  # then a step begins with a block
         place = (table + start // BLOCK_SIZE) + index // BLOCK_SIZE
     else:
         place = table + (start + index) // BLOCK_SIZE

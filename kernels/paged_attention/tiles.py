@@ -114,15 +114,13 @@ def merge_tile(num_sums: int) -> MergeTile:
 def split_tile(rows: int, group: int, cache_itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
-    Positions fill the 64 lines of wgmma, rows times heads are its narrow side. A step over an FP8 cache has half the
-    bytes: of one or two rows it takes twice the positions.
+    Positions fill the 64 lines of wgmma, rows times heads are its narrow side.
     """
     block_rows = min(rows, MAX_TILE_ROWS)
     if cache_itemsize == 4:  # no tensor cores: small enough not to spill
         return AttentionTile(block_rows=block_rows, block_kv=32, num_warps=4, num_stages=2)
-    columns = block_rows * group
-    block_kv = 2 * SPLIT_UNIT if cache_itemsize == 1 and columns <= 16 else SPLIT_UNIT
-    return AttentionTile(block_rows=block_rows, block_kv=block_kv, num_warps=8 if columns > 32 else 4, num_stages=3)
+    num_warps = 8 if block_rows * group > 32 else 4
+    return AttentionTile(block_rows=block_rows, block_kv=SPLIT_UNIT, num_warps=num_warps, num_stages=3)
 
 
 @cache

@@ -173,8 +173,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     num_sums = num_sequences * rows * num_heads
     tile = split_tile(rows, num_heads // kv.num_kv_heads, kv.value.itemsize)
     weight = sums_weight(rows, kv.value.itemsize)
-    most = most_splits(num_programs, num_sums, head_dim, weight)
-    smallest = max(smallest_split(num_programs, weight), tile.block_kv)
+    most, smallest = most_splits(num_programs, num_sums, head_dim, weight), smallest_split(num_programs, weight)
     splits = num_splits(table_width * kv.block_size, most, smallest)
     merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
