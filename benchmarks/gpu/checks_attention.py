@@ -43,7 +43,7 @@ def rope_kv(sizes: Sizes) -> Iterator[Check]:
 
 
 def paged_attention(sizes: Sizes) -> Iterator[Check]:
-    """A decode, a verify of four rows and a chunk in one batch over shuffled blocks, then decodes and a verify alone."""
+    """A decode, a verify of four rows and a chunk in one batch over shuffled blocks, then decodes, then a verify."""
     context = 8 * sizes.rows + 3
     mixed = ((context, 1), (context // 2, 4), (context, sizes.rows))
     for cache in _BOUNDS:

@@ -14,7 +14,7 @@ from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
 from kernels.paged_attention.results import merged, store_heads
-from kernels.paged_attention.split_kernel import split_sums
+from kernels.paged_attention.sums import split_sums
 
 
 @launched

@@ -2,11 +2,12 @@
 
 Bytes: 2 * context * A_kv * D a sequence, of two bytes or, in an FP8 cache, one: at 128K, four heads of 128, 268 MB in
 bf16, 67 us at 4.0 TB/s (H20 datasheet), and 134 MB in FP8. The splits' sums, 4 * D + 4 bytes a row, head and split, are
-written and read: 0.8% of that. FLOP: 4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16;
-a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits, follows
-from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step of 64
-positions a program, so that no load waits for more than the block table, and results written in the FP8 of the product
-that follows.
+written and read: 0.8% of that, but of four rows at many sequences a quarter, were splits as short as a decode's. FLOP:
+4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16, of FP8, where queries have two parts,
+24; a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits,
+follows from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step
+of 64 positions a program, so that no load waits for more than the block table, and results written in the FP8 of the
+product that follows.
 """
 
 from __future__ import annotations
