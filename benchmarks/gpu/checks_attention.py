@@ -43,13 +43,14 @@ def rope_kv(sizes: Sizes) -> Iterator[Check]:
 
 
 def paged_attention(sizes: Sizes) -> Iterator[Check]:
-    """A decode, a verify of four rows and a chunk in one batch over shuffled blocks, then decodes alone."""
+    """A decode, a verify of four rows and a chunk in one batch over shuffled blocks, then decodes, then a verify."""
     context = 8 * sizes.rows + 3
     mixed = ((context, 1), (context // 2, 4), (context, sizes.rows))
     for cache in _BOUNDS:
         name = str(cache).removeprefix("torch.")
         yield _attention(sizes, mixed, cache, f"decode, verify and chunk, {name} cache")
         yield _attention(sizes, ((context, 1), (7, 1)), cache, f"decodes, {name} cache")
+        yield _attention(sizes, ((context, 4),), cache, f"a verify, {name} cache")
 
 
 def _attention(sizes: Sizes, parts: tuple[tuple[int, int], ...], cache: torch.dtype, what: str) -> Check:

@@ -27,7 +27,8 @@ def case(num_sequences: int, context: int, rows: int, heads: Heads, cache: torch
     return Case(
         name=f"attention {num_sequences} x {rows} rows, context {context} {str(cache).removeprefix('torch.')}",
         run=lambda: paged_attention(
-            query, batch.kv, batch.tables, batch.row_starts, batch.contexts, batch.positions, heads.dim**-0.5
+            *(query, batch.kv, batch.tables, batch.row_starts, batch.contexts, batch.positions, heads.dim**-0.5),
+            max_rows=rows,
         ),
         num_bytes=batch.kv.key.nbytes + batch.kv.value.nbytes + 2 * query.nbytes,
         num_flop=4 * seen * heads.num * heads.dim,

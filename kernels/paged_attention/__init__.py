@@ -60,11 +60,11 @@ def allocate_kv_layer(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> KVLayer:
-    """Room for `num_blocks` blocks; D is even. The scales of an FP8 cache, `dtype` e4m3, are ones."""
-    assert head_dim % 2 == 0, f"a head of {head_dim} channels, an even number is needed"
+    """Room for `num_blocks` blocks; D is even, for e4m3 a multiple of four. The scales of an FP8 cache are ones."""
+    is_fp8 = dtype == torch.float8_e4m3fn
+    assert head_dim % (4 if is_fp8 else 2) == 0, f"heads of {head_dim} channels of {dtype}"
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
     key, value = (_zeros(shape, dtype, device or torch.device("cpu")) for _ in range(2))
-    is_fp8 = dtype == torch.float8_e4m3fn
     return KVLayer(
         key=key,
         value=value,

@@ -48,7 +48,7 @@ def builds() -> Iterator[Build]:
 
 
 def _split(name: str, rows: int, kv: KVLayer, inputs: dict[str, str], out: str) -> Build:
-    tile = split_tile(rows, _HEADS // _KV_HEADS, torch.bfloat16.itemsize, kv.value.itemsize)
+    tile = split_tile(rows, _HEADS // _KV_HEADS, kv.value.itemsize)
     integers = ("window", "table_width", "splits", "most_log2", "smallest")
     return Build(
         name=name,
@@ -57,7 +57,7 @@ def _split(name: str, rows: int, kv: KVLayer, inputs: dict[str, str], out: str) 
             **{**inputs, **_BATCH, "partial": "*fp32", "partial_log": "*fp32", **_output(out)},
             **{"scale": "fp32", **dict.fromkeys(integers, "i32")},
         },
-        constants={**shape_constants(_HEADS, kv), **split_constants(tile, is_quantised=out == _FP8)},
+        constants={**shape_constants(_HEADS, kv), **split_constants(rows, tile, is_quantised=out == _FP8)},
         options=tile.options,
         is_matrix=rows > 1,  # Triton 3.9 makes wgmma of eight columns, too; 3.6 makes mma.sync
     )
@@ -81,7 +81,7 @@ def _merge(name: str, rows: int, num_sums: int, out: str) -> Build:
 
 
 def _tile_split(name: str, kv: KVLayer, inputs: dict[str, str]) -> Build:
-    tile = invariant_tile(_HEADS // _KV_HEADS, torch.bfloat16.itemsize)
+    tile = invariant_tile(_HEADS // _KV_HEADS, kv.value.itemsize)
     batch = {name: kind for name, kind in _BATCH.items() if name != "context_lens"}
     integers = ("window", "table_width", "num_sequences", "first_tile", "splits")
     numbers = {"scale": "fp32", **dict.fromkeys(integers, "i32")}

@@ -12,7 +12,7 @@ import triton.language as tl
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.results import store_heads
-from kernels.paged_attention.split_kernel import load_blocks, load_kv
+from kernels.paged_attention.sums import load_blocks, load_kv
 
 
 @triton.jit

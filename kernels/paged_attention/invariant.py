@@ -34,7 +34,7 @@ def paged_attention(
     """See `kernels.paged_attention.paged_attention`; the layer is plain."""
     num_rows, num_heads, head_dim = query.shape
     num_sequences, table_width = batch.block_tables.shape
-    tile = invariant_tile(num_heads // kv.num_kv_heads, query.itemsize)
+    tile = invariant_tile(num_heads // kv.num_kv_heads, kv.value.itemsize)
     splits = -(-table_width * kv.block_size // INVARIANT_SPLIT)
     num_tiles = num_rows // tile.block_rows + num_sequences if num_rows else 0  # at most: the host knows no rows
     for first, count in _parts(num_tiles, tiles_at_once(tile.block_rows * num_heads * splits, head_dim)):
@@ -58,9 +58,9 @@ def paged_attention(
 
 
 @cache
-def invariant_tile(group: int, itemsize: int) -> AttentionTile:
-    """The one tile of every row, by the shape of the heads alone."""
-    return split_tile(INVARIANT_ROWS, group, itemsize, itemsize)
+def invariant_tile(group: int, cache_itemsize: int) -> AttentionTile:
+    """The one tile of every row, by the heads and the cache alone."""
+    return split_tile(INVARIANT_ROWS, group, cache_itemsize)
 
 
 @cache

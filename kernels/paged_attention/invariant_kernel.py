@@ -14,7 +14,7 @@ from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.chunk_kernel import find_rows
 from kernels.paged_attention.results import merged, store_heads
-from kernels.paged_attention.split_kernel import split_sums
+from kernels.paged_attention.sums import split_sums
 
 
 @launched
@@ -72,9 +72,6 @@ def tile_split_kernel(
     at = (first_row + row).to(tl.int64) * (KV_HEADS * GROUP) + head
     queries = tl.load(query + at[None, :] * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0)
     own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
-    if FP8:  # e4m3 is exact in fp16, not the other way round
-        queries = queries.to(tl.float16)
-        scale = scale * tl.load(key_scale + kv_head)
     oldest = tl.min(tl.where(row < num_rows, own, 2147483647), 0) - window + 1
     start = tl.maximum(split * SPLIT, tl.maximum(oldest, 0) // BLOCK_KV * BLOCK_KV)
     stop = tl.minimum(split * SPLIT + SPLIT, newest + 1)
@@ -83,6 +80,8 @@ def tile_split_kernel(
         own,
         key,
         value,
+        key_scale,
+        value_scale,
         block_tables + sequence.to(tl.int64) * table_width,
         kv_head,
         start,
@@ -93,10 +92,9 @@ def tile_split_kernel(
         DIM=DIM,
         DIM_POW2=DIM_POW2,
         BLOCK_SIZE=BLOCK_SIZE,
+        FP8=FP8,
         BLOCK_KV=BLOCK_KV,
     )
-    if FP8:
-        mean = mean * tl.load(value_scale + kv_head)
     place = ((tile * BLOCK_ROWS + row).to(tl.int64) * (KV_HEADS * GROUP) + head) * splits + split
     some = tl.where(total == 0.0, 1.0, total)
     tl.store(partial + place[None, :] * DIM + channel, mean / some[None, :], mask=exists[None, :] & (channel < DIM))

@@ -1,8 +1,4 @@
-"""Attention of decodes and verifies: a context is cut into splits that run side by side, and their sums are merged.
-
-A step is keys [positions, D] times queries [D, rows x heads]: positions fill the lines of wgmma, and the rows of a
-sequence and the query heads of a KV head are its narrow side, so that eight of them cost an eighth of a padded tile.
-"""
+"""Attention of decodes and verifies: a context is cut into splits that run side by side, and their sums are merged."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import triton.language as tl
 from kernels.launched import launched
 from kernels.overlap import await_previous
 from kernels.paged_attention.results import merged, store_heads
+from kernels.paged_attention.sums import split_sums
 
 
 @triton.jit
@@ -22,96 +19,6 @@ def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, 
     """
     units = tl.cdiv(context.to(tl.uint32), UNIT)
     return tl.maximum(((units + (1 << most_log2) - 1) >> most_log2).to(tl.int32) * UNIT, smallest)
-
-
-@triton.jit
-def load_blocks(
-    table: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_KV: tl.constexpr, BLOCK_SIZE: tl.constexpr
-) -> tl.tensor:
-    """The blocks of BLOCK_KV positions from `start` on, a multiple of BLOCK_KV or UNIT; any at `stop` and behind it."""
-    index = tl.arange(0, BLOCK_KV)
-    if BLOCK_KV % BLOCK_SIZE == 0:  # then a step begins with a block
-        place = (table + start // BLOCK_SIZE) + index // BLOCK_SIZE
-    else:
-        place = table + (start + index) // BLOCK_SIZE
-    return tl.load(place, mask=index < stop - start, other=0)
-
-
-@triton.jit
-def load_kv(
-    cache: tl.tensor,
-    block: tl.tensor,
-    start: tl.tensor,
-    stop: tl.tensor,
-    kv_head: tl.tensor,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_POW2: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TURNED: tl.constexpr = False,
-) -> tl.tensor:
-    """Keys or values at N positions from `start` on, [N, DIM_POW2] or TURNED [DIM_POW2, N]; zero behind `stop`."""
-    index = tl.arange(0, block.shape[0])
-    offset = index % BLOCK_SIZE if block.shape[0] % BLOCK_SIZE == 0 else (start + index) % BLOCK_SIZE
-    line = block * (KV_HEADS * BLOCK_SIZE) + (kv_head * BLOCK_SIZE + offset)  # 2^31 of them would be half a terabyte
-    is_read = index < stop - start
-    channel = tl.arange(0, DIM_POW2)
-    if TURNED:  # by how it is addressed: a turn of what was loaded would keep Triton 3.6 from loading it ahead
-        place = (cache + channel[:, None]) + line[None, :].to(tl.int64) * DIM
-        is_there = is_read[None, :] & (channel < DIM)[:, None]
-    else:
-        place = (cache + channel[None, :]) + line[:, None].to(tl.int64) * DIM
-        is_there = is_read[:, None] & (channel < DIM)[None, :]
-    return tl.load(place, mask=is_there, other=0.0)
-
-
-@triton.jit
-def split_sums(
-    queries: tl.tensor,
-    own: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    table: tl.tensor,
-    kv_head: tl.tensor,
-    start: tl.tensor,
-    stop: tl.tensor,
-    scale: tl.tensor,
-    window: tl.tensor,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_POW2: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_KV: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Positions [start, stop) of one sequence for queries [DIM_POW2, C] at positions `own` [C].
-
-    Returns the largest score [C], the sum of the weights 2^(score - largest) [C], and the values' sum [DIM_POW2, C].
-    """
-    COLUMNS: tl.constexpr = queries.shape[1]
-    TURNED: tl.constexpr = value.dtype.element_ty.primitive_bitwidth > 8  # bytes cannot be turned out of shared memory
-    best = tl.full((COLUMNS,), float("-inf"), tl.float32)
-    total = tl.zeros((COLUMNS,), tl.float32)
-    mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
-    block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
-    for block_start in range(start, stop, BLOCK_KV):
-        # A step ahead, or every step would wait for two loads, one after the other.
-        next_block = load_blocks(table, block_start + BLOCK_KV, stop, BLOCK_KV, BLOCK_SIZE)
-        keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        values = load_kv(value, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE, TURNED)
-        scores = tl.dot(keys.to(queries.dtype), queries, input_precision="ieee") * scale
-        position = block_start + tl.arange(0, BLOCK_KV)[:, None]
-        distance = own[None, :] - position
-        scores = tl.where((distance >= 0) & (distance < window) & (position < stop), scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 0))
-        base = tl.where(new_best == float("-inf"), 0.0, new_best)
-        weights = tl.exp2(scores - base[None, :])
-        shrink = tl.exp2(best - base)
-        total = total * shrink + tl.sum(weights, 0)
-        values = values.to(queries.dtype) if TURNED else tl.trans(values.to(queries.dtype))
-        mean = tl.dot(values, weights.to(queries.dtype), mean * shrink[None, :], input_precision="ieee")
-        best = new_best
-        block = next_block
-    return best, total, mean
 
 
 @launched
@@ -145,26 +52,29 @@ def split_kernel(
     FP8: tl.constexpr,
     QUANTISED: tl.constexpr,
     UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ) -> None:
-    """One split of one sequence and KV head, for sequences of at most BLOCK_ROWS rows.
+    """One split of BLOCK_ROWS rows of one sequence and a KV head, for sequences of at most ROWS rows.
 
-    partial [B, BLOCK_ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
-    [B, BLOCK_ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. A context that is
+    partial [B, ROWS, A, splits, D] fp32 gets the softmax-weighted mean of the split's values, partial_log
+    [B, ROWS, A, splits] the binary logarithm of the weights' sum, -inf where nothing is seen. A context that is
     one split has no need of them: its mean is the result.
     """
     await_previous()
     COLUMNS: tl.constexpr = max(8, BLOCK_ROWS * GROUP_POW2)  # the narrowest that wgmma has
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    TILES: tl.constexpr = ROWS // BLOCK_ROWS  # of a sequence, side by side: they find what each other read in L2
+    sequence, kv_head, split = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2)
+    first = tl.program_id(0) % TILES * BLOCK_ROWS
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
     length = split_length(context, most_log2, smallest, UNIT)
-    if (num_rows > BLOCK_ROWS) | (split * length >= context):
+    if (num_rows > ROWS) | (first >= num_rows) | (split * length >= context):
         return
     column = tl.arange(0, COLUMNS)
-    row, group_head = column // GROUP_POW2, column % GROUP_POW2
+    row, group_head = first + column // GROUP_POW2, column % GROUP_POW2
     exists = (row < num_rows) & (group_head < GROUP)
     head = kv_head * GROUP + group_head
     channel = tl.arange(0, DIM_POW2)[:, None]
@@ -173,9 +83,6 @@ def split_kernel(
         query + at[None, :].to(tl.int64) * DIM + channel, mask=exists[None, :] & (channel < DIM), other=0.0
     )
     own = tl.load(positions + first_row + row, mask=row < num_rows, other=0)
-    if FP8:  # e4m3 is exact in fp16, not the other way round
-        queries = queries.to(tl.float16)
-        scale = scale * tl.load(key_scale + kv_head)
     table = block_tables + sequence.to(tl.int64) * table_width
     start = split * length
     if window < context:  # otherwise the first loads need not wait for the positions
@@ -187,6 +94,8 @@ def split_kernel(
         own,
         key,
         value,
+        key_scale,
+        value_scale,
         table,
         kv_head,
         start,
@@ -197,16 +106,15 @@ def split_kernel(
         DIM=DIM,
         DIM_POW2=DIM_POW2,
         BLOCK_SIZE=BLOCK_SIZE,
+        FP8=FP8,
         BLOCK_KV=BLOCK_KV,
     )
-    if FP8:
-        mean = mean * tl.load(value_scale + kv_head)
     some = tl.where(total == 0.0, 1.0, total)
     mean = mean / some[None, :]
     if length >= context:  # nothing to merge
         store_heads(out, scales, at.to(tl.int64), tl.trans(mean), exists, query, DIM, DIM_POW2, QUANTISED)
     else:
-        place = ((sequence * BLOCK_ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
+        place = ((sequence * ROWS + row) * (KV_HEADS * GROUP) + head).to(tl.int64) * splits + split
         tl.store(partial + place[None, :] * DIM + channel, mean, mask=exists[None, :] & (channel < DIM))
         tl.store(partial_log + place, best + tl.log2(some), mask=exists)  # best is -inf where nothing is seen
 

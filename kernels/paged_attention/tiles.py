@@ -12,6 +12,7 @@ MAX_SPLITS = 64  # of a context: with four KV heads 256 programs for one sequenc
 MAX_SPLIT_PROGRAMS = 4096  # of a batch: one that finds no work leaves at once, but thousands of them take their time
 SCRATCH_BYTES = 256 * 2**20  # of the splits' sums; 32 sequences of one row and 32 heads of 128 take 16.9 MB
 SPLIT_UNIT = 64  # a split is so many positions or a multiple: one step
+MAX_TILE_ROWS = 4  # of a program: of eight a multiprocessor would hold one program, and two of four do less work
 MAX_SMALLEST_SPLIT = 512  # positions, where there are programs enough: fewer sums to write
 FEW_SUMS = 256  # of rows times heads: up to here programs that merge one each do not wait for one another
 INVARIANT_ROWS = 4  # of every tile of batch-invariant attention: a verification's; with eight heads each 32 columns
@@ -66,21 +67,28 @@ def has_chunks(most: int) -> bool:
 
 
 @cache
-def most_splits(num_programs: int, num_sums: int, head_dim: int) -> int:
+def sums_weight(rows: int, cache_itemsize: int) -> int:
+    """How much a split's sums weigh beside the keys and values that it reads, in those of one row over bf16."""
+    return rows * 2 // min(cache_itemsize, 2)
+
+
+@cache
+def most_splits(num_programs: int, num_sums: int, head_dim: int, weight: int = 1) -> int:
     """Into how many splits a context may be cut, a power of two.
 
     `num_programs`: without splits, sequences times KV heads. `num_sums`: sequences times rows times heads, each of
-    which has a sum of `head_dim` values in every split.
+    which has a sum of `head_dim` values in every split. `weight`: of those sums.
     """
     fitting = max(1, SCRATCH_BYTES // (max(num_sums, 1) * (head_dim + 1) * 4))
-    useful = max(4, MAX_SPLIT_PROGRAMS // max(num_programs, 1))
+    useful = max(4, MAX_SPLIT_PROGRAMS // (max(num_programs, 1) * weight))
     return min(MAX_SPLITS, 1 << (min(fitting, useful).bit_length() - 1))
 
 
 @cache
-def smallest_split(num_programs: int) -> int:
+def smallest_split(num_programs: int, weight: int = 1) -> int:
     """Positions under which a split is not worth its sums: one step while the device is not full without."""
-    return min(MAX_SMALLEST_SPLIT, max(SPLIT_UNIT, 1 << (2 * num_programs - 1).bit_length()))
+    programs = num_programs * min(weight, 2)
+    return min(MAX_SMALLEST_SPLIT, max(SPLIT_UNIT, 1 << (2 * programs - 1).bit_length()))
 
 
 def tiles_at_once(num_sums: int, head_dim: int) -> int:
@@ -103,15 +111,16 @@ def merge_tile(num_sums: int) -> MergeTile:
 
 
 @cache
-def split_tile(rows: int, group: int, itemsize: int, cache_itemsize: int) -> AttentionTile:
+def split_tile(rows: int, group: int, cache_itemsize: int) -> AttentionTile:
     """The tile of a decode or verify of `rows` rows, a power of two, of `group` query heads a KV head.
 
-    Positions fill the 64 lines of wgmma, rows times heads are its narrow side. What FP8 turns into lies in registers.
+    Positions fill the 64 lines of wgmma, rows times heads are its narrow side.
     """
-    if itemsize == 4:  # no tensor cores: small enough not to spill
-        return AttentionTile(block_rows=rows, block_kv=32, num_warps=4, num_stages=2)
-    num_warps = 8 if rows * group > 32 or cache_itemsize == 1 else 4
-    return AttentionTile(block_rows=rows, block_kv=64, num_warps=num_warps, num_stages=3)
+    block_rows = min(rows, MAX_TILE_ROWS)
+    if cache_itemsize == 4:  # no tensor cores: small enough not to spill
+        return AttentionTile(block_rows=block_rows, block_kv=32, num_warps=4, num_stages=2)
+    num_warps = 8 if block_rows * group > 32 else 4
+    return AttentionTile(block_rows=block_rows, block_kv=SPLIT_UNIT, num_warps=num_warps, num_stages=3)
 
 
 @cache

@@ -2,11 +2,12 @@
 
 Bytes: 2 * context * A_kv * D a sequence, of two bytes or, in an FP8 cache, one: at 128K, four heads of 128, 268 MB in
 bf16, 67 us at 4.0 TB/s (H20 datasheet), and 134 MB in FP8. The splits' sums, 4 * D + 4 bytes a row, head and split, are
-written and read: 0.8% of that. FLOP: 4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16;
-a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits, follows
-from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step of 64
-positions a program, so that no load waits for more than the block table, and results written in the FP8 of the product
-that follows.
+written and read: 0.8% of that, but of four rows at many sequences a quarter, were splits as short as a decode's. FLOP:
+4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16, of FP8, where queries have two parts,
+24; a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits,
+follows from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step
+of 64 positions a program, so that no load waits for more than the block table, and results written in the FP8 of the
+product that follows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kernels.paged_attention.tiles import (
     num_splits,
     smallest_split,
     split_tile,
+    sums_weight,
     verify_rows,
 )
 from kernels.quantise.formats import FP8_BLOCK
@@ -119,11 +121,12 @@ def _shape_constants(
 
 
 @cache
-def split_constants(tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
-    """What `split_kernel` is compiled with beside that."""
+def split_constants(rows: int, tile: AttentionTile, *, is_quantised: bool) -> dict[str, int | bool]:
+    """What `split_kernel` is compiled with beside that, for sequences of at most `rows` rows."""
     return {
         "QUANTISED": is_quantised,
         "UNIT": SPLIT_UNIT,
+        "ROWS": rows,
         "BLOCK_ROWS": tile.block_rows,
         "BLOCK_KV": tile.block_kv,
     }
@@ -169,18 +172,19 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     num_sequences, table_width = batch.block_tables.shape
     rows, num_programs = verify_rows(batch.most_rows), num_sequences * kv.num_kv_heads
     num_sums = num_sequences * rows * num_heads
-    most, smallest = most_splits(num_programs, num_sums, head_dim), smallest_split(num_programs)
+    tile = split_tile(rows, num_heads // kv.num_kv_heads, kv.value.itemsize)
+    weight = sums_weight(rows, kv.value.itemsize)
+    most, smallest = most_splits(num_programs, num_sums, head_dim, weight), smallest_split(num_programs, weight)
     splits = num_splits(table_width * kv.block_size, most, smallest)
-    tile = split_tile(rows, num_heads // kv.num_kv_heads, query.itemsize, kv.value.itemsize)
     merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
     partial = torch.empty(*partial_shape, head_dim, dtype=torch.float32, device=query.device)
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
-    split_kernel[(num_sequences, kv.num_kv_heads, splits)](
+    split_kernel[(num_sequences * (rows // tile.block_rows), kv.num_kv_heads, splits)](
         *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
         *(*scale_window, table_width, splits, most.bit_length() - 1, smallest),
         **shape_constants(num_heads, kv),
-        **split_constants(tile, is_quantised=out.is_quantised),
+        **split_constants(rows, tile, is_quantised=out.is_quantised),
         **tile.options,
     )
     if splits > 1:

@@ -170,6 +170,7 @@ def exact_over_cache(
 BATCHES = {
     "decodes": [(0, 1), (255, 256), (256, 257), (511, 512), (700, 701)],
     "verifies": [(300, 304), (62, 66), (0, 3), (509, 513)],
+    "long verifies": [(300, 305), (60, 68), (3, 10)],
     "mixed": [(700, 701), (40, 60), (510, 518), (0, 9), (120, 131)],
     "one chunk": [(13, 90)],
 }
@@ -178,6 +179,7 @@ BATCHES = {
 CASES = [
     *((name, (16, 2, 32), torch.float32, WHOLE_CONTEXT) for name in BATCHES),
     *((name, (16, 2, 32), torch.float8_e4m3fn, 70) for name in BATCHES),
+    *(("long verifies", (6, 2, 24), cache, 80) for cache in (torch.float32, torch.float8_e4m3fn)),
     *(("mixed", (6, 2, 24), cache, window) for cache, window in ((torch.float32, 70), (torch.float8_e4m3fn, 999))),
     *(("verifies", (2, 2, 128), cache, 70) for cache in (torch.float32, torch.float8_e4m3fn)),
 ]
@@ -210,6 +212,51 @@ def test_long_contexts_and_mixed_batches_match_fp64(
     # Triton's queries meet FP8 keys in fp16.
     tolerance = 3e-3 if cache != torch.float32 and backend == "triton" else 1e-5
     torch.testing.assert_close(out.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("window", [90, WHOLE_CONTEXT])
+def test_splits_of_several_steps_match_fp64(
+    triton_backend: str, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch, cache: torch.dtype, window: int
+) -> None:
+    """What a step makes ready for the next, for one and for two more, and where it ends within one."""
+    monkeypatch.setattr("kernels.paged_attention.triton_kernel.smallest_split", lambda *_: 256)
+    parts = [(255, 256), (332, 335), (499, 500)]
+    kv = allocate_kv_layer(80, 16, 1, 32, cache, draw.device)
+    contexts = [stop for _, stop in parts]
+    tables = scattered(draw, contexts, kv)
+    tables[tables == 0] = 79
+    for part in (kv.key, kv.value):  # what stands in tables and loads where nothing is to be read is nobody's
+        part[79] = part[0]
+        part[0] = float("nan")
+    queries = [torch.randn(stop - start, 3, 32, generator=draw).bfloat16().float() for start, stop in parts]
+    starts = torch.tensor([0, 1, 4, 5]).int()
+    positions = torch.cat([torch.arange(start, stop, dtype=torch.int32) for start, stop in parts])
+    arguments = (torch.cat(queries), kv, tables, starts, torch.tensor(contexts).int(), positions, 32**-0.5, window)
+    truth = torch.cat(
+        [exact_over_cache(q, kv, t, *part, window) for q, t, part in zip(queries, tables, parts, strict=True)]
+    )
+    tolerance = 1e-5 if cache == torch.float32 else 1e-3  # of the weights fp16 keeps eleven digits
+    torch.testing.assert_close(paged_attention(*arguments).double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("magnitude", [1e-3, 1.0, 3e4])
+def test_queries_lose_nothing_before_fp8_keys(backend: str, draw: torch.Generator, magnitude: float) -> None:
+    """Of bf16, whatever their size, one head vast beside another; of the weights fp16 keeps eleven digits."""
+    kv = allocate_kv_layer(20, 16, 2, 64, torch.float8_e4m3fn, draw.device)
+    assert kv.key_scale is not None
+    kv.key_scale.copy_(torch.tensor([1.0, 0.5]) / magnitude)
+    tables = scattered(draw, [300], kv)
+    query = torch.randn(3, 8, 64, generator=draw) * magnitude
+    query[:, 1] *= 1e8
+    query[:, :, 5] *= 30  # the others are a thirtieth of a head's largest
+    query[:, :, 6] = 0
+    query = query.bfloat16().float()
+    starts, contexts = torch.tensor([0, 3]).int(), torch.tensor([300]).int()
+    positions = torch.arange(297, 300).int()
+    out = paged_attention(query, kv, tables, starts, contexts, positions, 0.125)
+    truth = exact_over_cache(query, kv, tables[0], 297, 300, WHOLE_CONTEXT)
+    torch.testing.assert_close(out.double(), truth, rtol=1e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, torch.float8_e4m3fn], ids=str)

@@ -25,6 +25,7 @@ from kernels.paged_attention.tiles import (
     num_splits,
     smallest_split,
     split_tile,
+    sums_weight,
     verify_rows,
 )
 from kernels.permute.tile_map import tile_map
@@ -147,7 +148,8 @@ def test_attention_is_cut_by_the_context_and_the_group() -> None:
     assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
     assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
     assert [num_splits(context, 32, 256) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
-    assert [split_tile(rows, 8, 2, cache).num_warps for rows, cache in ((4, 2), (8, 2), (4, 1))] == [4, 8, 8]
+    assert [split_tile(rows, 8, 2).block_rows for rows in (1, 2, 4, 8)] == [1, 2, 4, 4]
+    assert [split_tile(rows, group, 1).num_warps for rows, group in ((8, 8), (2, 16), (4, 16))] == [4, 4, 8]
     assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
 
 
@@ -156,8 +158,16 @@ def test_few_sequences_are_cut_finer_than_many() -> None:
     assert [smallest_split(4 * n) for n in (1, 8, 16, 32, 64, 512)] == [64, 64, 128, 256, 512, 512]
     assert [most_splits(4 * n, 32 * n, 128) for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
     assert most_splits(4 * 256, 256 * 8 * 32, 128) == 4 and most_splits(4, 1 << 19, 128) == 1
-    assert all(SPLIT_UNIT % split_tile(rows, 8, size, size).block_kv == 0 for rows in (1, 8) for size in (2, 4))
+    assert all(SPLIT_UNIT % split_tile(rows, 8, size).block_kv == 0 for rows in (1, 8) for size in (1, 2, 4))
     assert merge_tile(4 * 32).at_once == most_splits(4, 4 * 32, 128) and merge_tile(128 * 32).block_heads > 1
+
+
+def test_splits_are_longer_where_their_sums_weigh_more() -> None:
+    """A verify of four rows writes four times the sums; an FP8 cache has half the bytes beside them."""
+    assert [sums_weight(rows, size) for rows, size in ((1, 2), (4, 2), (1, 1), (4, 1), (4, 4))] == [1, 4, 2, 8, 4]
+    assert [most_splits(4 * 32, 4 * 32 * 32, 128, weight) for weight in (1, 2, 4, 8)] == [32, 16, 8, 4]
+    assert most_splits(4, 4 * 32, 128, 4) == 64
+    assert [smallest_split(4 * n, 4) for n in (1, 2, 8, 32, 128)] == [64, 64, 128, 512, 512]
 
 
 @given(context=st.integers(1, 1 << 20), num_sequences=st.integers(1, 600))
