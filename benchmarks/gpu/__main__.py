@@ -75,7 +75,6 @@ def _run(session: Session, only: list[str]) -> bool:
     phases = {
         "bandwidth": lambda: measure_bandwidth(session),
         "checks": lambda: check_kernels(session),
-        "answers": lambda: check_answers(session),
         "collectives": lambda: exercise_collectives(session),
         "model": model.build,
         "decode": model.decode,
@@ -88,6 +87,7 @@ def _run(session: Session, only: list[str]) -> bool:
         "release": model.release,
         "loading": lambda: measure_loading(session, model.plan),
         "kernels": lambda: time_kernels(session),
+        "answers": lambda: check_answers(session),
     }
     return all([session.phase(name, run) for name, run in phases.items() if name in only or not only])
 

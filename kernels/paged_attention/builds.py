@@ -49,7 +49,7 @@ def builds() -> Iterator[Build]:
 
 def _split(name: str, rows: int, kv: KVLayer, inputs: dict[str, str], out: str) -> Build:
     tile = split_tile(rows, _HEADS // _KV_HEADS, kv.value.itemsize)
-    integers = ("window", "table_width", "splits", "most_log2", "smallest")
+    integers = ("window", "table_width", "splits", "share", "most", "long_log2")
     return Build(
         name=name,
         kernel=split_kernel,
@@ -70,7 +70,11 @@ def _merge(name: str, rows: int, num_sums: int, out: str) -> Build:
         kernel=merge_kernel,
         arguments={
             **{"query": "*bf16", "partial": "*fp32", "partial_log": "*fp32", "row_starts": "*i32"},
-            **{"context_lens": "*i32", **_output(out), "splits": "i32", "most_log2": "i32", "smallest": "i32"},
+            **{
+                "context_lens": "*i32",
+                **_output(out),
+                **dict.fromkeys(("splits", "share", "most", "long_log2"), "i32"),
+            },
         },
         constants={
             "UNIT": SPLIT_UNIT,

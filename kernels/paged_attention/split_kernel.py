@@ -12,17 +12,21 @@ from kernels.paged_attention.sums import split_sums
 
 
 @triton.jit
-def split_length(context: tl.tensor, most_log2: tl.tensor, smallest: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
-    """Positions of each split of a context, in units of UNIT: by its own length, whatever the contexts beside it.
+def split_length(
+    context: tl.tensor, share: tl.tensor, most: tl.tensor, long_log2: tl.tensor, UNIT: tl.constexpr
+) -> tl.tensor:
+    """Positions of each split of a context, a multiple of UNIT: by its own length, whatever the contexts beside it.
 
-    Of powers of two: everything that a decode reads waits for this.
+    See `tiles.Cut`, in units of UNIT.
     """
     units = tl.cdiv(context.to(tl.uint32), UNIT)
-    return tl.maximum(((units + (1 << most_log2) - 1) >> most_log2).to(tl.int32) * UNIT, smallest)
+    longs = (units + ((1 << long_log2) >> 1)) >> long_log2
+    number = tl.minimum(tl.maximum(longs, share.to(tl.uint32)), most.to(tl.uint32))
+    return tl.cdiv(units, number).to(tl.int32) * UNIT
 
 
 @launched
-@triton.jit(do_not_specialize=["table_width", "splits", "most_splits"])
+@triton.jit(do_not_specialize=["table_width", "splits", "share", "most", "long_log2"])
 def split_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -41,8 +45,9 @@ def split_kernel(
     window: tl.tensor,
     table_width: tl.tensor,
     splits: tl.tensor,
-    most_log2: tl.tensor,
-    smallest: tl.tensor,
+    share: tl.tensor,
+    most: tl.tensor,
+    long_log2: tl.tensor,
     GROUP: tl.constexpr,
     GROUP_POW2: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -70,7 +75,7 @@ def split_kernel(
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
-    length = split_length(context, most_log2, smallest, UNIT)
+    length = split_length(context, share, most, long_log2, UNIT)
     if (num_rows > ROWS) | (first >= num_rows) | (split * length >= context):
         return
     column = tl.arange(0, COLUMNS)
@@ -120,7 +125,7 @@ def split_kernel(
 
 
 @launched
-@triton.jit(do_not_specialize=["splits", "most_splits"])
+@triton.jit(do_not_specialize=["splits", "share", "most", "long_log2"])
 def merge_kernel(
     query: tl.tensor,
     partial: tl.tensor,
@@ -130,8 +135,9 @@ def merge_kernel(
     out: tl.tensor,
     scales: tl.tensor,
     splits: tl.tensor,
-    most_log2: tl.tensor,
-    smallest: tl.tensor,
+    share: tl.tensor,
+    most: tl.tensor,
+    long_log2: tl.tensor,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
@@ -147,7 +153,7 @@ def merge_kernel(
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     context = tl.load(context_lens + sequence)
-    length = split_length(context, most_log2, smallest, UNIT)
+    length = split_length(context, share, most, long_log2, UNIT)
     if (num_rows > BLOCK_ROWS) | (row >= num_rows) | (length >= context):
         return
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)

@@ -83,20 +83,15 @@ def fp16_of_words(words: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def in_two_parts(queries: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Queries [D, C] as e4m3 [D, 2C], what rounds them and a sixteenth of what that leaves, and the unit [C] of both.
+def in_fp16(queries: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Queries [D, C] in fp16, and the unit [C] of each column: a power of two by which its largest is 2^14 to 2^15.
 
-    Each has four of the eight digits of a bf16 value, so nothing is lost but what is 2^-20 of a column's largest; of
-    fp32 queries eight digits are left. That the tensor cores sum such products with 14 bits does a fortieth, at most,
-    of what it did to round the keys.
+    So a bf16 value keeps its eight digits unless it is 2^-28 of that or less, and an fp32 one eleven.
     """
     exact = queries.to(tl.float32)
-    exponent = tl.maximum(tl.max(tl.abs(exact), 0).to(tl.int32, bitcast=True) >> 23, 8)
-    exact *= ((261 - exponent) << 23).to(tl.float32, bitcast=True)[None, :]  # the largest is 128 to 256 units
-    high = exact.to(tl.float8e4nv)
-    low = ((exact - high.to(tl.float32)) * 16.0).to(tl.float8e4nv)
-    parts = tl.reshape(tl.permute(tl.join(high, low), (0, 2, 1)), (queries.shape[0], 2 * queries.shape[1]))
-    return parts, ((exponent - 7) << 23).to(tl.float32, bitcast=True)
+    exponent = tl.maximum(tl.max(tl.abs(exact), 0).to(tl.int32, bitcast=True) >> 23, 15)
+    scaled = exact * ((268 - exponent) << 23).to(tl.float32, bitcast=True)[None, :]
+    return scaled.to(tl.float16), ((exponent - 14) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -179,8 +174,8 @@ def fp8_sums(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """`plain_sums` over an FP8 cache, without its scales.
 
-    Keys stay e4m3, which the tensor cores multiply with both parts of the queries. Values must be turned, which they do
-    with two bytes alone: a step's words become fp16 first of all, and the next step's are on their way ever since.
+    e4m3 is exact in fp16, not the other way round. A step's values become that first of all, out of their words, and
+    the next step's are on their way ever since.
     """
     COLUMNS: tl.constexpr = queries.shape[1]
     best = tl.full((COLUMNS,), float("-inf"), tl.float32)
@@ -188,7 +183,7 @@ def fp8_sums(
     mean = tl.zeros((DIM_POW2, COLUMNS), tl.float32)
     block = load_blocks(table, start, stop, BLOCK_KV, BLOCK_SIZE)
     words = load_words(value, block, start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-    parts, unit = in_two_parts(queries)
+    scaled, unit = in_fp16(queries)
     unit *= scale
     for block_start in range(start, stop, BLOCK_KV):
         next_start = block_start + BLOCK_KV
@@ -196,9 +191,7 @@ def fp8_sums(
         keys = load_kv(key, block, block_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
         values = tl.trans(fp16_of_words(words))
         words = load_words(value, next_block, next_start, stop, kv_head, KV_HEADS, DIM, DIM_POW2, BLOCK_SIZE)
-        both = tl.reshape(tl.dot(keys, parts), (BLOCK_KV, 2, COLUMNS))
-        high, low = tl.split(tl.permute(both, (0, 2, 1)))
-        scores = (high + low * 0.0625) * unit[None, :]
+        scores = tl.dot(keys.to(tl.float16), scaled) * unit[None, :]
         weights, shrink, best, total = soften(scores, own, block_start, stop, window, best, total)
         mean = tl.dot(values, weights.to(tl.float16), mean * shrink)
         block = next_block

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from kernels.launch import launch_options
 
 MAX_VERIFY_ROWS = 8  # a sequence with more rows than this is a chunk
-MAX_SPLITS = 64  # of a context: with four KV heads 256 programs for one sequence, two a multiprocessor of an H200
+FILLING = 2  # programs a multiprocessor: as many find room whatever they hold, and read about as fast as more do
+FILLING_FP8 = 4  # of one row over an FP8 cache, which are smaller
+MAX_SPLITS = 32  # of a context for each of these: with four KV heads and one sequence, an H200 has no room for more
 MAX_SPLIT_PROGRAMS = 4096  # of a batch: one that finds no work leaves at once, but thousands of them take their time
 SCRATCH_BYTES = 256 * 2**20  # of the splits' sums; 32 sequences of one row and 32 heads of 128 take 16.9 MB
 SPLIT_UNIT = 64  # a split is so many positions or a multiple: one step
 MAX_TILE_ROWS = 4  # of a program: of eight a multiprocessor would hold one program, and two of four do less work
-MAX_SMALLEST_SPLIT = 512  # positions, where there are programs enough: fewer sums to write
+LONG_LOG2 = 4  # units of a split that is long enough: 1,024 positions
+FEW_AT_ONCE = 64  # splits that are merged at once where there are few sums
 FEW_SUMS = 256  # of rows times heads: up to here programs that merge one each do not wait for one another
 INVARIANT_ROWS = 4  # of every tile of batch-invariant attention: a verification's; with eight heads each 32 columns
 INVARIANT_SPLIT = 512  # positions of its splits: smaller ones make more sums to write, larger ones idle processors
@@ -66,29 +70,43 @@ def has_chunks(most: int) -> bool:
     return most > MAX_VERIFY_ROWS
 
 
-@cache
-def sums_weight(rows: int, cache_itemsize: int) -> int:
-    """How much a split's sums weigh beside the keys and values that it reads, in those of one row over bf16."""
-    return rows * 2 // min(cache_itemsize, 2)
+class Cut(NamedTuple):
+    """Into how many splits the contexts of a batch are cut, each by its own length.
+
+    Into as many as long ones fit in, to the nearest number, so that none is cut for a few positions; but into at least
+    `share`, down to a unit each, since fewer would leave the device idle, and at most `most`.
+    """
+
+    share: int
+    most: int
+    long_log2: int  # units of a long split
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        """What the kernels take."""
+        return tuple(self)
+
+    def num_splits(self, max_context: int) -> int:
+        """Programs that share the longest context."""
+        units = -(-max_context // SPLIT_UNIT)
+        longs = (units + (1 << self.long_log2 >> 1)) >> self.long_log2
+        return max(1, min(units, self.most, max(longs, self.share)))
 
 
 @cache
-def most_splits(num_programs: int, num_sums: int, head_dim: int, weight: int = 1) -> int:
-    """Into how many splits a context may be cut, a power of two.
+def cut(num_programs: int, num_sums: int, head_dim: int, rows: int, cache_itemsize: int, multiprocessors: int) -> Cut:
+    """How contexts are cut where each sequence has up to `rows` rows.
 
     `num_programs`: without splits, sequences times KV heads. `num_sums`: sequences times rows times heads, each of
-    which has a sum of `head_dim` values in every split. `weight`: of those sums.
+    which has a sum of `head_dim` values in every split. Sums of several rows weigh more beside what a split reads, so
+    such splits are longer.
     """
+    filling = FILLING_FP8 if cache_itemsize == 1 and rows == 1 else FILLING
     fitting = max(1, SCRATCH_BYTES // (max(num_sums, 1) * (head_dim + 1) * 4))
-    useful = max(4, MAX_SPLIT_PROGRAMS // (max(num_programs, 1) * weight))
-    return min(MAX_SPLITS, 1 << (min(fitting, useful).bit_length() - 1))
-
-
-@cache
-def smallest_split(num_programs: int, weight: int = 1) -> int:
-    """Positions under which a split is not worth its sums: one step while the device is not full without."""
-    programs = num_programs * min(weight, 2)
-    return min(MAX_SMALLEST_SPLIT, max(SPLIT_UNIT, 1 << (2 * programs - 1).bit_length()))
+    useful = max(4, MAX_SPLIT_PROGRAMS // max(num_programs, 1))
+    most = min(fitting, useful, MAX_SPLITS * filling)
+    share = min(most, max(1, filling * multiprocessors // max(num_programs, 1)))
+    return Cut(share=share, most=most, long_log2=LONG_LOG2 + (rows > 1))
 
 
 def tiles_at_once(num_sums: int, head_dim: int) -> int:
@@ -97,16 +115,10 @@ def tiles_at_once(num_sums: int, head_dim: int) -> int:
 
 
 @cache
-def num_splits(max_context: int, most: int, smallest: int) -> int:
-    """Programs that share the longest context."""
-    return min(most, max(1, -(-max_context // smallest)))
-
-
-@cache
 def merge_tile(num_sums: int) -> MergeTile:
     """How the splits of so many sums are merged: of few, each has a program, which reads all splits at once."""
     if num_sums <= FEW_SUMS:
-        return MergeTile(block_heads=1, at_once=MAX_SPLITS, num_warps=8)
+        return MergeTile(block_heads=1, at_once=FEW_AT_ONCE, num_warps=8)
     return MergeTile(block_heads=4, at_once=8, num_warps=4)
 
 

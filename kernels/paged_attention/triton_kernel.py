@@ -3,11 +3,10 @@
 Bytes: 2 * context * A_kv * D a sequence, of two bytes or, in an FP8 cache, one: at 128K, four heads of 128, 268 MB in
 bf16, 67 us at 4.0 TB/s (H20 datasheet), and 134 MB in FP8. The splits' sums, 4 * D + 4 bytes a row, head and split, are
 written and read: 0.8% of that, but of four rows at many sequences a quarter, were splits as short as a decode's. FLOP:
-4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16, of FP8, where queries have two parts,
-24; a chunk's tile of sixteen rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits,
-follows from its own sequence and from how many there are. At few sequences and short contexts latency is all: one step
-of 64 positions a program, so that no load waits for more than the block table, and results written in the FP8 of the
-product that follows.
+4 * context * A * D a row: for a decode of eight heads a KV head 8 a byte of bf16, 16 of FP8; a chunk's tile of sixteen
+rows does 128 and is bound by wgmma. How a context is cut, and so a row's last bits, follows from its own sequence, from
+how many there are and from the GPU. At few sequences and short contexts latency is all: one step of 64 positions a
+program, so that no load waits for more than the block table, and results in the FP8 of the product that follows.
 """
 
 from __future__ import annotations
@@ -26,14 +25,11 @@ from kernels.paged_attention.tiles import (
     AttentionTile,
     MergeTile,
     chunk_tile,
+    cut,
     has_chunks,
     merge_tile,
     most_rows,
-    most_splits,
-    num_splits,
-    smallest_split,
     split_tile,
-    sums_weight,
     verify_rows,
 )
 from kernels.quantise.formats import FP8_BLOCK
@@ -166,6 +162,12 @@ def scales_of(kv: KVLayer, query: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return kv.key_scale, kv.value_scale
 
 
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; elsewhere, where nothing is measured, as many as an H200 has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 132
+
+
 def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output) -> None:
     """Fill the rows of sequences that have few."""
     _, num_heads, head_dim = query.shape
@@ -173,16 +175,15 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     rows, num_programs = verify_rows(batch.most_rows), num_sequences * kv.num_kv_heads
     num_sums = num_sequences * rows * num_heads
     tile = split_tile(rows, num_heads // kv.num_kv_heads, kv.value.itemsize)
-    weight = sums_weight(rows, kv.value.itemsize)
-    most, smallest = most_splits(num_programs, num_sums, head_dim, weight), smallest_split(num_programs, weight)
-    splits = num_splits(table_width * kv.block_size, most, smallest)
+    cuts = cut(num_programs, num_sums, head_dim, rows, kv.value.itemsize, _multiprocessors(query.device))
+    splits = cuts.num_splits(table_width * kv.block_size)
     merging = merge_tile(num_sums)
     partial_shape = (num_sequences, rows, num_heads, splits)
     partial = torch.empty(*partial_shape, head_dim, dtype=torch.float32, device=query.device)
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     split_kernel[(num_sequences * (rows // tile.block_rows), kv.num_kv_heads, splits)](
         *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
-        *(*scale_window, table_width, splits, most.bit_length() - 1, smallest),
+        *(*scale_window, table_width, splits, *cuts.arguments),
         **shape_constants(num_heads, kv),
         **split_constants(rows, tile, is_quantised=out.is_quantised),
         **tile.options,
@@ -190,7 +191,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     if splits > 1:
         merge_kernel[(num_sequences * rows, -(-num_heads // merging.block_heads))](
             *(query, partial, partial_log, batch.row_starts, batch.context_lens, *out.tensors),
-            *(splits, most.bit_length() - 1, smallest),
+            *(splits, *cuts.arguments),
             UNIT=SPLIT_UNIT,
             **merge_constants(num_heads, head_dim, rows, merging, is_quantised=out.is_quantised),
             **merging.options,

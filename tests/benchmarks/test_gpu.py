@@ -21,8 +21,8 @@ from engine.memory import weight_bytes
 from kernels.builds import kernel_folders
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = ["bandwidth", "checks", "answers", "collectives", "model", "decode", "breakdown", "verify", "steps", "prefill"]
-PHASES += ["long_context", "batch_invariant", "release", "loading", "kernels"]
+PHASES = ["bandwidth", "checks", "collectives", "model", "decode", "breakdown", "verify", "steps", "prefill"]
+PHASES += ["long_context", "batch_invariant", "release", "loading", "kernels", "answers"]
 
 
 def command(out: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

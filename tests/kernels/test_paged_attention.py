@@ -14,6 +14,7 @@ from kernels.paged_attention import (
     paged_attention,
     paged_attention_quantised,
 )
+from kernels.paged_attention.tiles import Cut
 from kernels.quantise import quantise_blocks
 
 from .paged_world import HEADS, KV_HEADS, World, make_world
@@ -220,7 +221,8 @@ def test_splits_of_several_steps_match_fp64(
     triton_backend: str, draw: torch.Generator, monkeypatch: pytest.MonkeyPatch, cache: torch.dtype, window: int
 ) -> None:
     """What a step makes ready for the next, for one and for two more, and where it ends within one."""
-    monkeypatch.setattr("kernels.paged_attention.triton_kernel.smallest_split", lambda *_: 256)
+    four_units = Cut(share=1, most=64, long_log2=2)
+    monkeypatch.setattr("kernels.paged_attention.triton_kernel.cut", lambda *_: four_units)
     parts = [(255, 256), (332, 335), (499, 500)]
     kv = allocate_kv_layer(80, 16, 1, 32, cache, draw.device)
     contexts = [stop for _, stop in parts]

@@ -17,15 +17,13 @@ from kernels.paged_attention.split_kernel import split_length
 from kernels.paged_attention.tiles import (
     MAX_VERIFY_ROWS,
     SPLIT_UNIT,
+    Cut,
     chunk_tile,
+    cut,
     has_chunks,
     merge_tile,
     most_rows,
-    most_splits,
-    num_splits,
-    smallest_split,
     split_tile,
-    sums_weight,
     verify_rows,
 )
 from kernels.permute.tile_map import tile_map
@@ -147,39 +145,80 @@ def test_every_sequence_is_few_rows_or_a_chunk(rows: list[int]) -> None:
 def test_attention_is_cut_by_the_context_and_the_group() -> None:
     assert verify_rows(most_rows(32, 32)) == 1 and not has_chunks(most_rows(32, 32))
     assert verify_rows(most_rows(35, 32)) == 4 and verify_rows(most_rows(128, 32)) == 8
-    assert [num_splits(context, 32, 256) for context in (1, 256, 257, 8192, 131072)] == [1, 1, 2, 32, 32]
     assert [split_tile(rows, 8, 2).block_rows for rows in (1, 2, 4, 8)] == [1, 2, 4, 4]
     assert [split_tile(rows, group, 1).num_warps for rows, group in ((8, 8), (2, 16), (4, 16))] == [4, 4, 8]
     assert [chunk_tile(group, 2).block_rows for group in (1, 6, 8, 16)] == [128, 16, 16, 8]
 
 
+def of_heads(num_sequences: int, rows: int = 1, cache_itemsize: int = 2) -> Cut:
+    """Of sequences with 32 heads over four KV heads of 128, on an H200."""
+    num_sums = num_sequences * rows * 32
+    return cut(4 * num_sequences, num_sums, 128, rows, cache_itemsize, multiprocessors=132)
+
+
 def test_few_sequences_are_cut_finer_than_many() -> None:
-    """By sequences times KV heads, four here, and by the sums that the scratch memory holds."""
-    assert [smallest_split(4 * n) for n in (1, 8, 16, 32, 64, 512)] == [64, 64, 128, 256, 512, 512]
-    assert [most_splits(4 * n, 32 * n, 128) for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
-    assert most_splits(4 * 256, 256 * 8 * 32, 128) == 4 and most_splits(4, 1 << 19, 128) == 1
+    """So that they fill the device, and no further than the scratch memory holds their sums."""
+    assert [of_heads(n).share for n in (1, 2, 8, 32, 64, 512)] == [64, 33, 8, 2, 1, 1]
+    assert [of_heads(n, cache_itemsize=1).share for n in (1, 8, 32)] == [128, 16, 4]
+    assert [of_heads(n).most for n in (1, 16, 32, 128, 512)] == [64, 64, 32, 8, 4]
+    assert cut(4 * 256, 256 * 8 * 32, 128, 8, 2, 132).most == 4 and cut(4, 1 << 19, 128, 1, 2, 132).most == 1
+    assert cut(4, 32, 128, 1, 2, multiprocessors=8).share == 4
     assert all(SPLIT_UNIT % split_tile(rows, 8, size).block_kv == 0 for rows in (1, 8) for size in (1, 2, 4))
-    assert merge_tile(4 * 32).at_once == most_splits(4, 4 * 32, 128) and merge_tile(128 * 32).block_heads > 1
+    assert merge_tile(4 * 32).at_once == of_heads(1).most and merge_tile(128 * 32).block_heads > 1
 
 
-def test_splits_are_longer_where_their_sums_weigh_more() -> None:
-    """A verify of four rows writes four times the sums; an FP8 cache has half the bytes beside them."""
-    assert [sums_weight(rows, size) for rows, size in ((1, 2), (4, 2), (1, 1), (4, 1), (4, 4))] == [1, 4, 2, 8, 4]
-    assert [most_splits(4 * 32, 4 * 32 * 32, 128, weight) for weight in (1, 2, 4, 8)] == [32, 16, 8, 4]
-    assert most_splits(4, 4 * 32, 128, 4) == 64
-    assert [smallest_split(4 * n, 4) for n in (1, 2, 8, 32, 128)] == [64, 64, 128, 512, 512]
+@pytest.mark.parametrize(
+    ("num_sequences", "rows", "context", "number"),
+    [
+        (1, 1, 1, 1),
+        (1, 1, 1025, 17),
+        (1, 1, 131072, 64),
+        (1, 4, 131072, 64),
+        (8, 1, 1025, 6),
+        (8, 1, 8192, 8),
+        (8, 4, 8192, 8),
+        (32, 1, 8192, 8),
+        (32, 4, 8192, 4),
+        (32, 1, 131072, 32),
+        (128, 1, 1025, 1),
+        (128, 4, 4096, 2),
+        (128, 1, 4096, 4),
+        (128, 1, 1600, 2),
+    ],
+)
+def test_how_many_splits_a_context_is(
+    triton_backend: str, num_sequences: int, rows: int, context: int, number: int
+) -> None:
+    """Whatever the longest context: 1,024 positions are long enough, 2,048 of several rows; none is cut for a few."""
+    assert of_heads(num_sequences, rows).num_splits(context) >= number
+    assert of_heads(num_sequences, rows).num_splits(131072) >= number
+    assert -(-context // length_of(context, of_heads(num_sequences, rows))) == number
 
 
-@given(context=st.integers(1, 1 << 20), num_sequences=st.integers(1, 600))
+@given(
+    contexts=st.lists(st.integers(1, 1 << 20), min_size=2, max_size=2),
+    num_sequences=st.integers(1, 600),
+    rows=st.sampled_from([1, 4]),
+    cache_itemsize=st.sampled_from([1, 2]),
+)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_splits_of_any_context_are_launched(triton_backend: str, context: int, num_sequences: int) -> None:
-    most, smallest = most_splits(4 * num_sequences, 32 * num_sequences, 128), smallest_split(4 * num_sequences)
+def test_the_splits_of_any_context_are_launched(
+    triton_backend: str, contexts: list[int], num_sequences: int, rows: int, cache_itemsize: int
+) -> None:
+    cuts = of_heads(num_sequences, rows, cache_itemsize)
+    for context in contexts:
+        length = length_of(context, cuts)
+        assert length % SPLIT_UNIT == 0 and length > 0
+        assert -(-context // length) <= cuts.num_splits(max(contexts)) <= cuts.most
+
+
+def length_of(context: int, cuts: Cut) -> int:
+    """As the kernels compute it."""
     length = torch.zeros(1, dtype=torch.int32)
-    _length[(1,)](length, context, most.bit_length() - 1, smallest, UNIT=SPLIT_UNIT)
-    assert length % SPLIT_UNIT == 0 and length >= smallest
-    assert -(-context // int(length)) <= num_splits(context, most, smallest)
+    _length[(1,)](length, context, *cuts.arguments, UNIT=SPLIT_UNIT)
+    return int(length)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _length(out, context, most_log2, smallest, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
-    tl.store(out, split_length(context, most_log2, smallest, UNIT))
+def _length(out, context, share, most, long_log2, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(out, split_length(context, share, most, long_log2, UNIT))
