@@ -242,7 +242,7 @@ def test_splits_of_several_steps_match_fp64(
     torch.testing.assert_close(paged_attention(*arguments).double(), truth, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("magnitude", [1e-3, 1.0, 3e4])
+@pytest.mark.parametrize("magnitude", [1e-12, 1e-3, 1.0, 3e4])
 def test_queries_lose_nothing_before_fp8_keys(backend: str, draw: torch.Generator, magnitude: float) -> None:
     """Of bf16, whatever their size, one head vast beside another; of the weights fp16 keeps eleven digits."""
     kv = allocate_kv_layer(20, 16, 2, 64, torch.float8_e4m3fn, draw.device)
