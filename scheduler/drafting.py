@@ -290,9 +290,10 @@ class DraftPlanner:
 
     def _tell_rested(self) -> None:
         """Let the lengths know of steps that passed without them."""
-        for length in self._lengths.values():
-            length.rest_for(self._num_rested)
-        self._num_rested = 0
+        if self._num_rested:
+            for length in self._lengths.values():
+                length.rest_for(self._num_rested)
+            self._num_rested = 0
 
     def _look_whether_all_rest(self) -> None:
         self.rests = all(length.is_off for length in self._lengths.values())
