@@ -213,6 +213,12 @@ class DraftLength:
         `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
         `is_fair`: whether the drafter could have known (see DraftJudge).
         """
+        if self._is_adaptive:
+            self._learn(odds, num_drafted, num_used, is_sample)
+        if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
+            self._break(self._judge.tau)
+
+    def _learn(self, odds: DraftOdds, num_drafted: int, num_used: int, is_sample: bool) -> None:
         # In a trial all are at their beginnings, which are easier than what follows.
         if is_sample and not (self._trial_left and odds.num_rounds < _EASY_ROUNDS):
             self._odds.observe(num_drafted, num_used)
@@ -221,8 +227,6 @@ class DraftLength:
             self._truth.observe(sum(odds.promised[:num_drafted]), num_used)
         self._num_rounds += 1
         self._num_heard += 1
-        if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
-            self._break(self._judge.tau)
 
     def observe_step(self, step: DraftedStep) -> None:
         """Hear what a step took."""

@@ -40,6 +40,7 @@ class DraftPlanner:
 
     def __init__(self, config: SchedulerConfig, tables: BlockTables) -> None:
         self._config = config
+        self._context_limit = config.context_limit
         self._tables = tables
         self._lengths: dict[DraftMethod, DraftLength] = {}  # of the methods in use
         self._total = DraftTally()
@@ -48,6 +49,7 @@ class DraftPlanner:
         self._num_live = 0  # sequences of the last step
         self._num_dropped = 0  # tokens of this one behind the ends of outputs
         self._num_missed = 0  # sequences not followed since the last that was, for blocks found in the prefix cache
+        self._is_still = not config.adaptive_drafts  # no length changes
         self.rests = True  # whether nothing drafts at present, so that there is nothing to plan
         self._num_resting = -1  # decodes of the last step that every length rested on
         self._num_rested = 0  # steps like it that they were not told of yet
@@ -101,6 +103,8 @@ class DraftPlanner:
     def begin_step(self, decodes: Seq[Sequence]) -> None:
         """Settle the lengths of a step that lets these sequences decode."""
         self._foreseen, self._expected = self._expected, {}
+        if self._is_still:
+            return
         if self.rests and len(decodes) == self._num_resting:
             self._num_rested += 1
             return
@@ -143,7 +147,7 @@ class DraftPlanner:
         drafting.asks_sample = self._lengths[drafting.method].is_sampling
         known = len(sequence.tokens) + num_drafts
         # The draft model runs its own drafts, at positions behind all that this step may commit.
-        limit = min(drafting.max_drafts, self._room(sequence) - 1, self._config.context_limit - known)
+        limit = min(drafting.max_drafts, self._room(sequence) - 1, self._context_limit - known)
         wanted = self._lengths[drafting.method].length_for(drafting.odds, limit) if limit > 0 else 0
         if wanted <= 0:
             return 0
@@ -164,12 +168,12 @@ class DraftPlanner:
             limit = min(
                 drafting.max_drafts,
                 self._room(sequence) - 2,
-                self._config.context_limit - most_known - num_drafts,
+                self._context_limit - most_known - num_drafts,
             )
             num_proposals = length.length_for(drafting.odds, limit) if limit > 0 else 0
             is_sample = length.is_sampling
         certain = most_known + num_drafts
-        if certain > self._config.context_limit:
+        if certain > self._context_limit:
             return None
         num_spare = 0 if planned.draft_method is DraftMethod.NONE else num_others
         room = self._tables.reserve(sequence, certain + num_proposals, num_spare) - certain
@@ -200,7 +204,8 @@ class DraftPlanner:
         num_drafted = min(num_drafted, self._room(sequence) + num_kept)
         num_accepted = min(num_accepted, num_drafted)
         if num_drafted > 0:
-            self._lengths[drafting.method].observe_round(
+            length = self._lengths[drafting.method]
+            length.observe_round(
                 drafting.odds,
                 num_drafted,
                 num_accepted,
@@ -208,6 +213,7 @@ class DraftPlanner:
                 is_sample=is_sample,
                 is_fair=drafting.is_foreseeable,
             )
+            self._is_still = self._is_still and not length.is_broken
             for tally in (drafting.tally, self._total):
                 tally.add(num_drafted, num_accepted, num_kept)
 
@@ -217,9 +223,9 @@ class DraftPlanner:
         Where the next step is on its way already, nobody waited for the scheduler.
         """
         self._num_live, num_dropped, self._num_dropped = len(plan.sequences), self._num_dropped, 0
-        if not (self._is_due(plan) if self.rests else any(length.is_listening for length in self._lengths.values())):
-            return
         if not self._config.adaptive_drafts or not result.is_whole:
+            return
+        if not (self._is_due(plan) if self.rests else any(length.is_listening for length in self._lengths.values())):
             return
         times = result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
@@ -309,7 +315,7 @@ class DraftPlanner:
     def _room(self, sequence: Sequence) -> int:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
-        return min(left, self._config.context_limit - len(sequence.tokens)) - 1
+        return min(left, self._context_limit - len(sequence.tokens)) - 1
 
 
 def _is_chunk(planned: SequencePlan) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class RequestRefused(ValueError):
@@ -37,7 +38,7 @@ class DraftMethod(enum.Enum):
     MTP = "mtp"  # the checkpoint's own multi-token-prediction layer
     NGRAM = "ngram"  # what followed the last tokens earlier in prompt and output
 
-    @property
+    @cached_property
     def has_kv(self) -> bool:
         """Whether it keeps keys and values of its own for every row of a sequence."""
         return self in (DraftMethod.EAGLE3, DraftMethod.MTP)

@@ -86,7 +86,7 @@ class Scheduler:
         now_s = self._clock()
         for live in self._live.overdue(now_s):
             self._end_all(live, FinishReason.DEADLINE, now_s)
-        self._num_promised = self._make_way()
+        self._num_promised = self._make_way() if self._live.waiting else 0
         rows = self._plan_decodes()
         left = self._config.max_rows_per_step - sum(len(planned.token_ids) for planned in rows)
         if self._live.waiting or len(rows) < len(self._live.running):

@@ -180,7 +180,7 @@ def test_sequences_at_their_prompts_are_live(monkeypatch: pytest.MonkeyPatch) ->
         begin_step(control, num_decodes, *others, num_live=num_live)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DraftLength, "begin_step", spy)
-    world = World(replace(DRAFTING, max_rows_per_step=8))
+    world = World(replace(DRAFTING, adaptive_drafts=True, max_rows_per_step=8))
     world.add(request("a", max_tokens=60), request("b", length=30, max_tokens=12, first=2))
     finished(world)
     assert (1, 2) in seen and (2, 2) in seen and max(seen) == (2, 2)
