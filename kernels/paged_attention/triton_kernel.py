@@ -164,8 +164,10 @@ def scales_of(kv: KVLayer, query: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; elsewhere, where nothing is measured, as many as an H200 has."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 132
+    """Of a GPU; where there is none, and nothing is measured, as many as an H200 has."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tuple[float, int], out: Output) -> None:
