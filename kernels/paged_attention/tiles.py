@@ -84,7 +84,7 @@ class Cut(NamedTuple):
     @property
     def arguments(self) -> tuple[int, int, int]:
         """What the kernels take."""
-        return tuple(self)
+        return self.share, self.most, self.long_log2
 
     def num_splits(self, max_context: int) -> int:
         """Programs that share the longest context."""
