@@ -71,7 +71,7 @@ def has_chunks(most: int) -> bool:
 
 
 class Cut(NamedTuple):
-    """Into how many splits the contexts of a batch are cut, each by its own length.
+    """Into how many splits the contexts of a batch are cut, each by its own length; what the kernels take, in order.
 
     Into as many as long ones fit in, to the nearest number, so that none is cut for a few positions; but into at least
     `share`, down to a unit each, since fewer would leave the device idle, and at most `most`.
@@ -80,11 +80,6 @@ class Cut(NamedTuple):
     share: int
     most: int
     long_log2: int  # units of a long split
-
-    @property
-    def arguments(self) -> tuple[int, int, int]:
-        """What the kernels take."""
-        return self.share, self.most, self.long_log2
 
     def num_splits(self, max_context: int) -> int:
         """Programs that share the longest context."""

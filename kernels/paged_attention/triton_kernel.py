@@ -185,7 +185,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     partial_log = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     split_kernel[(num_sequences * (rows // tile.block_rows), kv.num_kv_heads, splits)](
         *(query, kv.key, kv.value, *scales_of(kv, query), *batch.tensors, partial, partial_log, *out.tensors),
-        *(*scale_window, table_width, splits, *cuts.arguments),
+        *(*scale_window, table_width, splits, *cuts),
         **shape_constants(num_heads, kv),
         **split_constants(rows, tile, is_quantised=out.is_quantised),
         **tile.options,
@@ -193,7 +193,7 @@ def _attend_few(query: torch.Tensor, kv: KVLayer, batch: Batch, scale_window: tu
     if splits > 1:
         merge_kernel[(num_sequences * rows, -(-num_heads // merging.block_heads))](
             *(query, partial, partial_log, batch.row_starts, batch.context_lens, *out.tensors),
-            *(splits, *cuts.arguments),
+            *(splits, *cuts),
             UNIT=SPLIT_UNIT,
             **merge_constants(num_heads, head_dim, rows, merging, is_quantised=out.is_quantised),
             **merging.options,

@@ -215,7 +215,7 @@ def test_the_splits_of_any_context_are_launched(
 def length_of(context: int, cuts: Cut) -> int:
     """As the kernels compute it."""
     length = torch.zeros(1, dtype=torch.int32)
-    _length[(1,)](length, context, *cuts.arguments, UNIT=SPLIT_UNIT)
+    _length[(1,)](length, context, *cuts, UNIT=SPLIT_UNIT)
     return int(length)
 
 
