@@ -117,6 +117,20 @@ def test_a_step_in_a_bucket_is_the_step_as_it_is(method: DraftMethod, num_right:
         assert torch.equal(row, expected_row)
 
 
+@pytest.mark.parametrize("in_bucket", [True, False])
+@pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])
+def test_a_sequence_without_drafts_leaves_the_draft_models_cache_alone(method: DraftMethod, in_bucket: bool) -> None:
+    """A block of its prompt may be others', for whom the draft model has been over it."""
+    world = World(method)
+    plan = world.sequences(continued(world, (2, 3, 3)))
+    plain = dataclasses.replace(plan.sequences[1], draft_method=DraftMethod.NONE, num_proposals=0)
+    assert world.draft_kv is not None
+    world.draft_kv.value.fill_(7.0)
+    world.run(dataclasses.replace(plan, sequences=(plan.sequences[0], plain, plan.sequences[2])), in_bucket=in_bucket)
+    is_written = [bool((world.draft_kv.value[list(table)] != 7.0).any()) for table in TABLES]
+    assert is_written == [True, False, True]
+
+
 class SickHead(LmHead):
     """Whose second row of logits is no number."""
 
