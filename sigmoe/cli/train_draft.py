@@ -66,6 +66,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--server", metavar="HOST:PORT", help="a running `sigmoe serve` of this model, to answer the questions"
     )
     parser.add_argument(
+        "--answers-only", action="store_true", help="stop behind the answers: their server's GPUs are for the training"
+    )
+    parser.add_argument(
         "--ranks", type=int, default=1, help="processes that share the experts and the talks (default: %(default)s)"
     )
     parser.add_argument(
@@ -103,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             max_length=args.max_length,
             batch_tokens=args.batch_tokens,
             server=args.server,
+            answers_only=args.answers_only,
             ranks=args.ranks,
             device=args.device,
             num_threads=args.threads,

@@ -221,6 +221,18 @@ def test_the_command_trains_on_two_ranks_and_goes_on_where_it_was(
     assert "going on from step" in capfd.readouterr().out
 
 
+def test_answers_of_a_server_are_kept_for_a_training_without_it(
+    command: list[str], model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving(model, "--executor", "local", "--ranks", "1") as server:
+        assert main([*command, "--server", f"127.0.0.1:{server.port}", "--answers-only"]) == 0
+    assert not (tmp_path / "head").exists()
+    assert len(list((tmp_path / "head.work").glob("*/answers-*.npz"))) == 2
+    assert main([*command, "--server", f"127.0.0.1:{server.port}"]) == 0, "nobody is asked again"
+    assert main([*command, "--out", str(tmp_path / "other"), "--server", f"127.0.0.1:{server.port}"]) == 3
+    assert "failed to connect" in capfd.readouterr().err
+
+
 def test_what_belongs_to_another_head_or_model_is_not_gone_on_with(
     command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ class Options:
     out: Path
     work: Path
     server: str | None
+    answers_only: bool
     minutes: float
     vocab_size: int
     width: int | None
@@ -83,6 +84,8 @@ def train(options: Options) -> None:
     with _progress(Console()) as progress:
         for part in (_ANSWERS, _HELD_OUT):
             _answer(options, part, progress)
+    if options.answers_only:
+        return
     if device.type == "cuda":
         gc.collect()  # of the model that answered: its ranks come next
         torch.cuda.empty_cache()
