@@ -242,6 +242,7 @@ def test_what_belongs_to_another_head_or_model_is_not_gone_on_with(
         (["--max-answer", "7"], "holds answers of another max_answer"),
         (["--capture-layers", "2,0,1"], "eagle_aux_hidden_state_layer_ids"),
         (["--vocab-size", "3"], "--vocab-size: 3 is not allowed"),
+        (["--max-answer", "1", "--out", str(tmp_path / "short")], "--questions: the model answers none of them"),
     ):
         assert main([*command, *more]) == 2
         assert message in capfd.readouterr().err

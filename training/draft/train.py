@@ -64,13 +64,14 @@ class _Part:
     """Questions of one purpose, and the temperatures that their answers take in turn."""
 
     name: str
+    flag: str
     questions: Callable[[Options], Path]
     temperatures: tuple[float, ...]
 
 
 # Mostly what the model says, sometimes what it might say; a head is measured on what it says.
-_ANSWERS = _Part("answers", lambda options: options.questions, (0.0, 0.0, 0.8))
-_HELD_OUT = _Part("held-out", lambda options: options.held_out, (0.0,))
+_ANSWERS = _Part("answers", "--questions", lambda options: options.questions, (0.0, 0.0, 0.8))
+_HELD_OUT = _Part("held-out", "--held-out", lambda options: options.held_out, (0.0,))
 
 
 def train(options: Options) -> None:
@@ -84,6 +85,8 @@ def train(options: Options) -> None:
     with _progress(Console()) as progress:
         for part in (_ANSWERS, _HELD_OUT):
             _answer(options, part, progress)
+            if not any(len(talk.tokens) > talk.answer_start + 1 for talk in load_talks(options.work / part.name)):
+                raise ValueError(f"{part.flag}: the model answers none of them with more than a token")
     if options.answers_only:
         return
     if device.type == "cuda":
