@@ -16,6 +16,7 @@ from sigmoe.v1 import admin_service_pb2 as admin
 
 _RANK = ("replica", "rank")
 _METHOD = (*_RANK, "method")
+_OfMethod = tuple[tuple[str, str, str], admin.DraftingStatus]  # with its labels
 
 _RANK_GAUGES = {
     "sequences_waiting": ("waiting_sequences", "Sequences waiting for a place."),
@@ -126,7 +127,7 @@ def _drafts(ranks: list[tuple[tuple[str, str], admin.RankStatus]]) -> Iterable[M
     return *_present_drafts(by_method), *_draft_counters(by_method)
 
 
-def _present_drafts(by_method: list[tuple[tuple[str, ...], admin.DraftingStatus]]) -> Iterable[Metric]:
+def _present_drafts(by_method: list[_OfMethod]) -> Iterable[Metric]:
     states = GaugeMetricFamily(
         "sigmoe_drafting_state",
         "1 for the state that a draft method is in: off (no request has asked for it), fixed (always as many as are"
@@ -152,7 +153,7 @@ def _present_drafts(by_method: list[tuple[tuple[str, ...], admin.DraftingStatus]
     return states, length, error
 
 
-def _draft_counters(by_method: list[tuple[tuple[str, ...], admin.DraftingStatus]]) -> Iterable[Metric]:
+def _draft_counters(by_method: list[_OfMethod]) -> Iterable[Metric]:
     rounds = CounterMetricFamily("sigmoe_draft_rounds", "Verifications of drafts, by draft method.", labels=_METHOD)
     committed = CounterMetricFamily(
         "sigmoe_draft_committed_tokens", "Tokens that these verifications brought.", labels=_METHOD

@@ -102,7 +102,7 @@ class DraftPlanner:
         if sequence.is_followed:
             sequence.is_followed = self._length(drafting.method).follows_next()
             self._look_whether_all_rest()
-            self._num_missed, self._is_news = 0, True
+            self._num_missed = 0
         else:
             self._num_missed += 1
 

@@ -57,7 +57,7 @@ async def test_a_request_drafts_as_it_asks(world: World) -> None:
 
 
 def test_a_draft_method_without_a_round_is_shown_as_well() -> None:
-    states = admin_service_pb2.DraftingState.values()
+    states = admin_service_pb2.DraftingState.keys()
     of_rank = [
         admin_service_pb2.DraftingStatus(method=types_pb2.DRAFT_METHOD_EAGLE3, state=state, reason="why")
         for state in states

@@ -247,6 +247,22 @@ def test_a_hundred_rounds_in_vain_stop_the_drafts_of_a_sequence() -> None:
     assert usage is not None and usage.draft_reason == told.reason
 
 
+def test_it_rests_once_those_that_it_drafts_for_have_ended() -> None:
+    """Drafts paid for them, though not for the prompts of others: nobody chose to draft none."""
+    world = World(adaptive(), draft_skill=1.0)
+    world.add(request("a", max_tokens=400))
+    for _ in range(3):
+        world.step()
+    assert world.scheduler.stats().drafting[0].length == 3
+    world.scheduler._drafting._lengths[DraftMethod.EAGLE3]._is_worth_following = False
+    world.engine.abort("a")
+    world.add(request("b", max_tokens=30, first=2))
+    for _ in range(4):
+        world.step()
+    (told,) = world.scheduler.stats().drafting
+    assert (told.length, told.state) == (0, DraftingState.RESTING)
+
+
 def test_what_is_held_for_drafts_is_given_back_before_anybody_is_preempted() -> None:
     plain = World(CONFIG)
     plain.add(request("a", length=4, max_tokens=13))
