@@ -363,12 +363,14 @@ def _rounds(body: object) -> tuple[Round, ...]:
 
 
 def _round(body: object) -> Round:
-    if len(entries := _ints(body)) != 3:
+    if type(body) is not tuple or len(body) != 3:
         raise FrameError("Round: expected an array of 3")
-    made = Round(*entries)
-    if not 0 <= made.num_accepted <= made.num_drafted <= _MOST_DRAFTS or made.num_committed < 0:
-        raise FrameError(f"Round: {made} is none")
-    return made
+    num_drafted, num_accepted, num_committed = body
+    if not type(num_drafted) is type(num_accepted) is type(num_committed) is int:
+        raise FrameError("Round: expected an array of integers")
+    if not 0 <= num_accepted <= num_drafted <= _MOST_DRAFTS or num_committed < 0:
+        raise FrameError(f"Round: {body} is none")
+    return Round(num_drafted, num_accepted, num_committed)
 
 
 def _logprobs(body: object) -> tuple[TokenLogprob, ...]:
