@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 
 import pytest
 
 from cluster.local_executor import LocalExecutor
 from engine.config import SpeculationConfig
+from scheduler.draft_tally import DraftTally
 from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams, TokenDelta
 from tests.cluster.executor_contract import started, tiny_config
 from tests.engine.checkpoints import tiny_checkpoint
@@ -40,7 +42,10 @@ async def drafted(method: DraftMethod, num_ranks: int, placed: list[tuple[int, R
         told: list[TokenDelta] = [delta for name, of_request in deltas.items() if name in known for delta in of_request]
         expected = {key: value for key, value in alone(SHAPE).items() if key[0] in {name for name in deltas}}
         assert outcome_of(told) == expected
-        return sorted((delta.usage.drafts for delta in told if delta.usage is not None), key=lambda counts: str(counts))
+        tallies: dict[tuple[str, int], DraftTally] = defaultdict(DraftTally)
+        for delta in told:
+            tallies[delta.request_id, delta.sequence_index].take(delta.rounds, len(delta.token_ids))
+        return sorted((tally.counts() for tally in tallies.values()), key=str)
 
 
 @pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])
