@@ -205,17 +205,17 @@ class DraftLength:
         num_used: int,
         *,
         is_sample: bool = False,
-        is_fair: bool = True,
+        witness: str | None = None,
     ) -> None:
         """Hear how one verification ended.
 
         `num_used`: the accepted drafts in front of the output's end, all that the round was good for.
         `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
-        `is_fair`: whether the drafter could have known (see DraftJudge).
+        `witness`: the request that it is of, where the drafter could have known (see DraftJudge).
         """
         if self._is_adaptive:
             self._learn(odds, num_drafted, num_used, is_sample)
-        if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
+        if witness is not None and self._judge is not None and self._judge.condemns(witness, num_accepted):
             self._break(self._judge.tau)
 
     def _learn(self, odds: DraftOdds, num_drafted: int, num_used: int, is_sample: bool) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from scheduler.block_tables import BlockTables
 from scheduler.draft_costs import DraftedStep
+from scheduler.draft_judge import is_foreseeable
 from scheduler.draft_length import DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
-from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
+from scheduler.request import DraftCounts, DraftMethod, Request
 from scheduler.sequence import Drafting, Sequence
 
 _LISTEN_EVERY = 16  # steps, while nothing drafts
@@ -74,7 +75,7 @@ class DraftPlanner:
             method=method,
             odds=self._lengths[method].new_odds(),
             max_drafts=limit,
-            is_foreseeable=_is_foreseeable(request.sampling),
+            is_foreseeable=is_foreseeable(request.sampling),
         )
 
     def insists_on_following(self, sequence: Sequence) -> bool:
@@ -211,7 +212,7 @@ class DraftPlanner:
                 num_accepted,
                 num_kept - 1,
                 is_sample=is_sample,
-                is_fair=drafting.is_foreseeable,
+                witness=self._witness(sequence, planned),
             )
             self._is_still = self._is_still and not length.is_broken
             for tally in (drafting.tally, self._total):
@@ -312,6 +313,17 @@ class DraftPlanner:
         end = len(sequence.tokens) + num_drafts + foreseen.num_proposals
         return foreseen if self._tables.has_room(sequence, end) else None
 
+    def _witness(self, sequence: Sequence, planned: SequencePlan) -> str | None:
+        """The request of a round, if what came of it tells a right draft model from a wrong one.
+
+        No end of text may have been masked in it, and it must lie where the draft model is meant to be right.
+        """
+        assert sequence.drafting is not None
+        end, most = planned.start + planned.num_logit_rows, self._config.draft_context
+        is_free = planned.output_index >= sequence.sampling.min_tokens
+        is_known = sequence.drafting.is_foreseeable and is_free and (most is None or end <= most)
+        return sequence.request.request_id if is_known else None
+
     def _room(self, sequence: Sequence) -> int:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
@@ -322,7 +334,3 @@ def _is_chunk(planned: SequencePlan) -> bool:
     """Whether it has rows of a prompt: such as have no logits."""
     return len(planned.token_ids) > planned.num_logit_rows
 
-
-def _is_foreseeable(sampling: SamplingParams) -> bool:
-    """Whether the tokens drawn are those that the model finds likely, so that a right head meets some of them."""
-    return sampling.temperature <= 1.0 and not sampling.logit_bias

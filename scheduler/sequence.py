@@ -17,7 +17,7 @@ class Drafting:
     method: DraftMethod
     odds: DraftOdds
     max_drafts: int
-    is_foreseeable: bool  # whether its rounds tell a right draft model from a wrong one
+    is_foreseeable: bool  # whether its rounds may tell a right draft model from a wrong one
     tally: DraftTally = field(default_factory=DraftTally)
     is_sample: bool = False  # whether its present drafts were asked for at no price, and tell what all may expect
     asks_sample: bool = False  # the same of those that the planned step proposes

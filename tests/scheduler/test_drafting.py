@@ -195,23 +195,3 @@ def test_the_group_is_told_how_often_the_draft_model_runs() -> None:
     silent = World(replace(DRAFTING, draft_method=DraftMethod.NONE))
     silent.add(request("a", max_tokens=12))
     assert {plan.num_draft_passes for plan in finished(silent).plans} == {0}
-
-
-def test_a_head_that_is_never_right_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(replace(DRAFTING, max_context=2000, num_blocks=600), draft_skill=0.0)
-    world.add(request("a", max_tokens=700))
-    finished(world)
-    stats = world.scheduler.stats()
-    assert stats.draft_length == 0 and "draft model must be wrong" in stats.draft_reason
-    assert [record.message.split()[0] for record in caplog.records] == ["event=drafting_off"]
-    assert stats.drafts.num_rounds <= 202
-    assert world.plans[-1].num_draft_passes == 0
-
-
-def test_a_look_up_that_is_never_right_may_be_right_on_other_text(caplog: pytest.LogCaptureFixture) -> None:
-    config = replace(DRAFTING, draft_method=DraftMethod.NGRAM, max_context=2000, num_blocks=600)
-    world = World(config, draft_skill=0.0)
-    world.add(request("a", max_tokens=700))
-    finished(world)
-    assert world.scheduler.stats().draft_length == 3
-    assert not caplog.records
