@@ -8,8 +8,8 @@ BROKEN_TAU = 1.05  # a right head reaches far more even on hard text
 BROKEN_ROUNDS = 200
 _LEAST_REQUESTS = 8  # that these are of
 _MOST_EACH = BROKEN_ROUNDS // _LEAST_REQUESTS
-# Penalties in these bounds take a tenth of the shipped head's tau at most; a repetition penalty of 2.0 made it 1.045 over
-# 200 rounds, a frequency penalty of -2.0 even 1.0.
+# Penalties in these bounds take a tenth of the shipped head's tau at most. With a repetition penalty of 2.0 it was
+# 1.045 over 200 rounds, with a frequency penalty of -2.0 even 1.0.
 _LEAST_REPETITION, _MOST_REPETITION = 0.8, 1.25
 _MOST_PRESENCE = 2.0
 
@@ -18,9 +18,8 @@ class DraftJudge:
     """Hears of rounds and tells, every `BROKEN_ROUNDS` of them, whether so few drafts were accepted that the drafter
     must be wired wrongly or made for another model.
 
-    It should hear only of text that the model finds likely: what very hot sampling draws no head can foresee. Of what
-    one request brings it takes an eighth of the rounds at most, since the drafter serves all of them, and one text may be
-    odd.
+    It should hear only of text that the model finds likely: what very hot sampling draws no head can foresee. An eighth
+    of the rounds at most are of one request: its text may be odd, and the drafter serves all.
     """
 
     def __init__(self) -> None:

@@ -235,6 +235,7 @@ class DraftPlanner:
             len(planned.token_ids if _is_chunk(planned) else outcome.token_ids)
             for planned, outcome in zip(plan.sequences, result.sequences, strict=True)
         ]
+        group_rows, group_sequences = _beside(plan)
         step = DraftedStep(
             num_rows=plan.num_rows,
             num_prompt_rows=sum(chunks),
@@ -246,6 +247,8 @@ class DraftPlanner:
             ),
             num_passes=max(plan.num_draft_passes - 1, 0),
             num_further=sum(proposals) - len(proposals),
+            group_rows=group_rows,
+            group_sequences=group_sequences,
             is_plain=not proposals and all(planned.num_logit_rows <= 1 for planned in plan.sequences),
             model_s=times.forward_s + times.sample_s,
             extend_s=times.extend_s,
@@ -330,7 +333,13 @@ class DraftPlanner:
         return min(left, self._context_limit - len(sequence.tokens)) - 1
 
 
+def _beside(plan: StepPlan) -> tuple[float, float]:
+    """Rows and sequences of a rank of the group, on average, for each one of the plan's."""
+    if plan.group is None or not plan.sequences:
+        return 1.0, 1.0
+    return plan.group.num_rows / plan.num_rows, plan.group.num_sequences / len(plan.sequences)
+
+
 def _is_chunk(planned: SequencePlan) -> bool:
     """Whether it has rows of a prompt: such as have no logits."""
     return len(planned.token_ids) > planned.num_logit_rows
-

@@ -8,6 +8,7 @@ import pytest
 
 from scheduler.draft_costs import DraftedStep
 from scheduler.draft_length import DraftLength
+from scheduler.plan import GroupLoad
 from scheduler.request import DraftMethod, RequestRefused
 from tests.scheduler.world import CONFIG, World, asking, prompt, request
 
@@ -169,6 +170,23 @@ def test_what_the_controller_hears_of_steps(monkeypatch: pytest.MonkeyPatch) -> 
         assert sum(step.num_starting for step in steps) == sum(
             len(planned.token_ids) > planned.num_logit_rows for plan in world.plans for planned in plan.sequences
         )
+
+
+def test_the_controller_hears_what_the_other_ranks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[DraftedStep] = []
+    monkeypatch.setattr(DraftLength, "observe_step", lambda control, step: steps.append(step))
+    monkeypatch.setattr(DraftLength, "is_listening", True)
+    world = World(replace(DRAFTING, adaptive_drafts=True), draft_skill=1.0)
+    world.add(request("a", max_tokens=12), request("b", max_tokens=12, first=2))
+    while world.engine.has_work:
+        plan = world.engine.plan()
+        world.hear(world.engine.execute(replace(plan, group=GroupLoad(num_rows=24.0, num_sequences=3.0))))
+    assert len({step.num_rows for step in steps}) > 1
+    assert all(step.group_rows * step.num_rows == pytest.approx(24.0) for step in steps)
+    assert all(step.group_sequences * (step.num_decodes + step.num_starting) == pytest.approx(3.0) for step in steps)
+    # Of the others alone: the rank takes part.
+    world.hear(world.engine.execute(replace(world.engine.plan(), group=GroupLoad(num_rows=24.0, num_sequences=3.0))))
+    assert steps[-1].num_rows == 0 and steps[-1].group_rows == 1.0
 
 
 def test_sequences_at_their_prompts_are_live(monkeypatch: pytest.MonkeyPatch) -> None:
