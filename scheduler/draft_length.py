@@ -18,9 +18,9 @@ from scheduler.model_cost import RUN
 
 _log = logging.getLogger(__name__)
 
-# Promised gains turn out a little smaller: the drafts that are taken are also those that were overrated.
-_GAIN = 1.05  # that drafting must promise to begin
-_STAY = 1.02  # and to go on
+# Promises are a few percent off, either way, and one that is too low is not found out while nothing is drafted.
+_GAIN = 1.02  # that drafting must promise to begin
+_STAY = 1.0  # and to go on
 _NEWS = 0.4  # that a new promise weighs beside those before it, while the batch is the same
 _DWELL = 16  # steps between two decisions, at most
 _DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
