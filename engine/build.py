@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 import kernels.native
 from engine.config import Acceptance, EngineConfig
-from engine.drafters.build import chain_drafter, draft_weight_bytes, kv_block_bytes, load_draft_model
+from engine.drafters.build import chain_drafter, draft_context, draft_weight_bytes, kv_block_bytes, load_draft_model
 from engine.drafters.memory import DraftMemory
 from engine.drafters.proposal_sizes import proposal_bytes
 from engine.dtypes import activation_dtype, kv_dtype
@@ -219,5 +219,6 @@ def _scheduling(config: EngineConfig, model: ModelConfig, num_blocks: int) -> Sc
         draft_method=config.speculation.method,
         model_method=config.speculation.loaded,
         max_drafts=config.speculation.max_drafts,
+        draft_context=draft_context(config, model),
         adaptive_drafts=config.speculation.adaptive,
     )

@@ -25,6 +25,7 @@ class StepNeeds:
 
     num_rows: int
     has_work: bool
+    num_sequences: int = 0
     is_leaving: bool = False
     num_steps: int = 0  # run so far; ranks that disagree would wait for one another for ever
     num_draft_passes: int = 0  # of the draft model, which may have collectives of its own
@@ -38,6 +39,7 @@ class GroupStep:
     """What the group agreed on; the same on every rank."""
 
     num_rows: tuple[int, ...]  # by rank
+    num_sequences: tuple[int, ...]  # by rank
     has_work: bool  # any rank: then all run the step
     is_leaving: bool  # any rank: then all stop, without running the step
     num_draft_passes: int = 0  # the most of any rank: what all run
@@ -71,6 +73,7 @@ class LocalLockstep:
         """See `Lockstep`."""
         return GroupStep(
             num_rows=(needs.num_rows,),
+            num_sequences=(needs.num_sequences,),
             has_work=needs.has_work,
             is_leaving=needs.is_leaving,
             num_draft_passes=needs.num_draft_passes,
@@ -101,7 +104,7 @@ class GroupLockstep:
         self._sleeper: Store = store.clone()  # type: ignore[attr-defined]
         self._epoch = epoch
         self._group = group
-        self._gathered = [torch.zeros(9, dtype=torch.int64) for _ in range(group.size())]
+        self._gathered = [torch.zeros(10, dtype=torch.int64) for _ in range(group.size())]
         self._lock = threading.Lock()
         self._num_sleeps = 0
         self._is_asleep = False
@@ -110,23 +113,27 @@ class GroupLockstep:
     def agree(self, needs: StepNeeds) -> GroupStep:
         """See `Lockstep`."""
         mine = [
-            *(needs.num_rows, int(needs.has_work), int(needs.is_leaving)),
+            *(needs.num_rows, needs.num_sequences, int(needs.has_work), int(needs.is_leaving)),
             *(needs.num_steps, needs.num_draft_passes, needs.num_collectives),
             *((-1, -1) if needs.shape is None else (needs.shape.num_sequences, needs.shape.most_rows)),
             int(needs.is_steady),
         ]
         self._group.allgather([self._gathered], [torch.tensor(mine, dtype=torch.int64)]).wait()
-        num_rows, has_work, is_leaving, num_steps, num_passes, num_collectives, num_sequences, most_rows, is_steady = (
-            zip(*(t.tolist() for t in self._gathered), strict=True)
+        num_rows, num_sequences, has_work, is_leaving, num_steps, num_passes, num_collectives, *shape, is_steady = zip(
+            *(t.tolist() for t in self._gathered), strict=True
         )
+        padded_sequences, most_rows = shape
         assert len(set(num_steps)) == 1, f"ranks ran different numbers of steps: {num_steps}"
         assert len(set(num_collectives)) == 1, f"ranks made different numbers of collectives: {num_collectives}"
         return GroupStep(
             num_rows=num_rows,
+            num_sequences=num_sequences,
             has_work=any(has_work),
             is_leaving=any(is_leaving),
             num_draft_passes=max(num_passes),
-            shape=None if min(most_rows) < 0 else StepShape(num_sequences=max(num_sequences), most_rows=max(most_rows)),
+            shape=None
+            if min(most_rows) < 0
+            else StepShape(num_sequences=max(padded_sequences), most_rows=max(most_rows)),
             is_steady=all(is_steady),
         )
 

@@ -14,7 +14,7 @@ from engine.engine import Engine
 from engine.lockstep import GroupStep, Lockstep, StepNeeds
 from engine.outbox import Outbox
 from engine.runner import nothing_foreseen
-from scheduler.plan import StepPlan, StepResult
+from scheduler.plan import GroupLoad, StepPlan, StepResult
 from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
 
 _log = logging.getLogger(__name__)
@@ -176,6 +176,7 @@ class Rank:
         return self._lockstep.agree(
             StepNeeds(
                 num_rows=plan.num_rows,
+                num_sequences=len(plan.sequences),
                 has_work=has_work,
                 is_leaving=self._is_stopping,
                 num_steps=self._num_steps,
@@ -211,9 +212,16 @@ class Rank:
 
 def _as_agreed(plan: StepPlan, agreed: GroupStep) -> StepPlan:
     """The step as the whole group runs it."""
-    if (agreed.num_draft_passes, agreed.shape) == (plan.num_draft_passes, plan.shape):
+    num_ranks = len(agreed.num_rows)
+    if num_ranks == 1 and (agreed.num_draft_passes, agreed.shape) == (plan.num_draft_passes, plan.shape):
         return plan
-    return dataclasses.replace(plan, num_draft_passes=agreed.num_draft_passes, shape=agreed.shape)
+    load = GroupLoad(num_rows=sum(agreed.num_rows) / num_ranks, num_sequences=sum(agreed.num_sequences) / num_ranks)
+    return dataclasses.replace(
+        plan,
+        num_draft_passes=agreed.num_draft_passes,
+        shape=agreed.shape,
+        group=load if num_ranks > 1 else None,
+    )
 
 
 def _refused(request: Request, refusal: RequestRefused | QueueFull) -> list[TokenDelta]:

@@ -64,6 +64,14 @@ class Eagle3Config(BaseModel):
         config.check_against(target)
         return config
 
+    @property
+    def max_context(self) -> int | None:
+        """Positions the head is meant for; None: any, since no row looks further back than it was trained to."""
+        length = self.rope.original_max_position_embeddings
+        if self.rope.rope_type == "yarn":
+            length = int(self.rope.factor * length)
+        return None if self.sliding_window is not None and self.sliding_window <= length else length
+
     def check_against(self, target: ModelConfig) -> None:
         """Raise ConfigError where the head cannot belong to this model."""
         if self.draft_vocab_size > target.vocab_size:

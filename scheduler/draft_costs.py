@@ -12,6 +12,7 @@ from scheduler.model_cost import ModelCost
 from scheduler.prompt_load import PromptLoad
 
 _DECAY = 0.97  # of what was known of the scheduler's time, by each new measurement
+_GROUP_DECAY = 0.9  # of what was known of the other ranks' sequences
 _NUM_KNOWN = 2  # measurements that one known from the start counts for
 _FOLLOW_SHARE = 0.1  # of the model's time that the draft model takes over as many rows, while nothing is measured
 _NUM_HOST = 4  # measurements that what is known of the other kind of steps counts for
@@ -31,6 +32,8 @@ class DraftedStep:
     num_followed: int = 0  # rows that the draft model followed, from which come the first drafts
     num_passes: int = 0  # of the draft model behind that, one for each draft more
     num_further: int = 0  # drafts that these made
+    group_rows: float = 1.0  # of a rank of the group, on average, for each row here: what the step's time depends on
+    group_sequences: float = 1.0  # the same of sequences
     is_plain: bool = False  # whether it neither verified drafts nor asked for any
     model_s: float  # forward pass and sampling
     extend_s: float = 0.0  # following, and the first drafts
@@ -69,6 +72,10 @@ class PerDecode:
 class DraftCosts:
     """Learns from every step, those with prompt chunks too.
 
+    The ranks of a group share the experts, so a pass takes what the rows of all cost, and a rank that draws its own
+    conclusion makes all of them wait. So costs are kept by a rank's rows on average, and rates are those of a group in
+    which all have this average of sequences and do as this rank does: what is best for that is best for the group.
+
     `measured`: steps known at the start, all timed at the same pace.
     """
 
@@ -78,6 +85,7 @@ class DraftCosts:
         self._pass = CostCurve()  # by sequences
         self._host_shares: dict[bool, _HostShare] = {}  # by whether a step was plain
         self._prompts = PromptLoad()
+        self._breadth = 1.0  # sequences of a rank of the group, on average, for each one here
         for step in measured:
             self._model.know(step.num_rows, step.model_s, _NUM_KNOWN)
             self._take(step, _NUM_KNOWN)
@@ -86,13 +94,18 @@ class DraftCosts:
         """Take in what a step took; one that nobody timed, or that had no rows, is left out."""
         if step.model_s > 0.0 and step.num_rows:
             self._model.observe(
-                step.num_rows, step.model_s, num_prompt_rows=step.num_prompt_rows, is_plain=step.is_plain
+                step.num_rows,
+                step.model_s,
+                num_prompt_rows=step.num_prompt_rows,
+                is_plain=step.is_plain,
+                group_rows=step.group_rows,
             )
+            self._breadth += (1.0 - _GROUP_DECAY) * (step.group_sequences - self._breadth)
             self._take(step)
             self._prompts.observe(step.num_tokens, step.num_prompt_rows, step.num_starting)
             if step.is_plain not in self._host_shares:
                 self._host_shares[step.is_plain] = _HostShare(self._host_share(is_plain=step.is_plain))
-            model_s = self.model_s(step.num_decodes + step.num_starting) * self._model.pace
+            model_s = self.model_s(self._breadth * (step.num_decodes + step.num_starting)) * self._model.pace
             self._host_shares[step.is_plain].add(step.host_s / model_s)
 
     def _take(self, step: DraftedStep, count: float = 1.0) -> None:
@@ -129,18 +142,24 @@ class DraftCosts:
         return self._model.has_compared
 
     def paced_s(self, step: DraftedStep) -> float:
-        """Seconds of a step at the pace of 1."""
-        return (step.model_s + step.extend_s + step.draft_s + step.host_s) / self._model.pace
+        """Seconds of a step at the pace of 1, had all ranks had what this one had."""
+        rows, prompt_rows = step.num_rows - step.num_prompt_rows, step.num_prompt_rows
+        alike_s = self.model_s(self._breadth * rows, self._breadth * prompt_rows)
+        ratio = alike_s / self.model_s(step.group_rows * rows, step.group_rows * prompt_rows)
+        return (step.model_s * ratio + step.extend_s + step.draft_s + step.host_s) / self._model.pace
 
     def plain_rate(self, num_live: float) -> float:
         """Tokens a second that so many sequences decode, those at their prompts included, without a draft model."""
+        num_live *= self._breadth
         mix = self._prompts.mix(num_live, 1.0)
         alone_s, beside_s = self.model_s(num_live), self.model_s(mix.num_beside, mix.num_rows)
         host_s = self._host_share(is_plain=True) * alone_s
-        return mix.num_decodes / ((1.0 - mix.often) * alone_s + mix.often * beside_s + host_s)
+        seconds = (1.0 - mix.often) * alone_s + mix.often * beside_s + host_s
+        return mix.num_decodes / self._breadth / seconds
 
     def drafted_rate(self, num_live: float, each: PerDecode) -> float:
         """Tokens a second of as many sequences where decodes are verifications."""
+        num_live *= self._breadth
         mix = self._prompts.mix(num_live, each.num_tokens)
         followed = mix.num_rows * each.follows_prompts
         alone_s = self.model_s(each.num_rows * num_live) + self.extend_s(each.num_followed * num_live)
@@ -149,9 +168,8 @@ class DraftCosts:
         # What starts is drafted for at the end of its prompt, as others at the end of a decode.
         draft_s = self.draft_s([num * num_live for num in each.further])
         host_s = self._host_share(is_plain=False) * self.model_s(num_live)
-        return (
-            mix.num_decodes * each.num_tokens / ((1.0 - mix.often) * alone_s + mix.often * beside_s + draft_s + host_s)
-        )
+        seconds = (1.0 - mix.often) * alone_s + mix.often * beside_s + draft_s + host_s
+        return mix.num_decodes * each.num_tokens / self._breadth / seconds
 
     def _host_share(self, *, is_plain: bool) -> float:
         """See `_HostShare`; that of the other kind of steps while none was seen."""

@@ -19,9 +19,9 @@ from scheduler.request import DraftingState
 
 _log = logging.getLogger(__name__)
 
-# Promised gains turn out a little smaller: the drafts that are taken are also those that were overrated.
-_GAIN = 1.05  # that drafting must promise to begin
-_STAY = 1.02  # and to go on
+# Promises are a few percent off, either way, and one that is too low is not found out while nothing is drafted.
+_GAIN = 1.02  # that drafting must promise to begin
+_STAY = 1.0  # and to go on
 _NEWS = 0.4  # that a new promise weighs beside those before it, while the batch is the same
 _DWELL = 16  # steps between two decisions, at most
 _DWELL_ROUNDS = 64  # or so many rounds: more sequences know sooner
@@ -219,17 +219,17 @@ class DraftLength:
         num_used: int,
         *,
         is_sample: bool = False,
-        is_fair: bool = True,
+        witness: str | None = None,
     ) -> None:
         """Hear how one verification ended.
 
         `num_used`: the accepted drafts in front of the output's end, all that the round was good for.
         `is_sample`: see `is_sampling`, as it was when the drafts were asked for.
-        `is_fair`: whether the drafter could have known (see DraftJudge).
+        `witness`: the request that it is of, where the drafter could have known (see DraftJudge).
         """
         if self._is_adaptive:
             self._learn(odds, num_drafted, num_used, is_sample)
-        if is_fair and self._judge is not None and self._judge.condemns(num_accepted):
+        if witness is not None and self._judge is not None and self._judge.condemns(witness, num_accepted):
             self._break(self._judge.tau)
 
     def _learn(self, odds: DraftOdds, num_drafted: int, num_used: int, is_sample: bool) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from scheduler.block_tables import BlockTables
 from scheduler.draft_costs import DraftedStep
+from scheduler.draft_judge import is_foreseeable
 from scheduler.draft_length import DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
-from scheduler.request import DraftingStatus, DraftMethod, Request, Round, SamplingParams
+from scheduler.request import DraftingStatus, DraftMethod, Request, Round
 from scheduler.sequence import Drafting, Sequence
 
 _LISTEN_EVERY = 16  # steps, while nothing drafts
@@ -78,7 +79,7 @@ class DraftPlanner:
             control=self._lengths[method],
             odds=self._lengths[method].new_odds(),
             max_drafts=limit,
-            is_foreseeable=_is_foreseeable(request.sampling),
+            is_foreseeable=is_foreseeable(request.sampling),
         )
 
     def insists_on_following(self, sequence: Sequence) -> bool:
@@ -221,7 +222,7 @@ class DraftPlanner:
             num_accepted,
             num_kept - 1,
             is_sample=is_sample,
-            is_fair=drafting.is_foreseeable,
+            witness=self._witness(sequence, planned),
         )
         self._is_still = self._is_still and not length.is_broken
         self._tallies[drafting.method].add(num_drafted, num_accepted, num_kept)
@@ -245,6 +246,7 @@ class DraftPlanner:
             len(planned.token_ids if _is_chunk(planned) else outcome.token_ids)
             for planned, outcome in zip(plan.sequences, result.sequences, strict=True)
         ]
+        group_rows, group_sequences = _beside(plan)
         step = DraftedStep(
             num_rows=plan.num_rows,
             num_prompt_rows=sum(chunks),
@@ -256,6 +258,8 @@ class DraftPlanner:
             ),
             num_passes=max(plan.num_draft_passes - 1, 0),
             num_further=sum(proposals) - len(proposals),
+            group_rows=group_rows,
+            group_sequences=group_sequences,
             is_plain=not proposals and all(planned.num_logit_rows <= 1 for planned in plan.sequences),
             model_s=times.forward_s + times.sample_s,
             extend_s=times.extend_s,
@@ -328,17 +332,30 @@ class DraftPlanner:
         end = len(sequence.tokens) + num_drafts + foreseen.num_proposals
         return foreseen if self._tables.has_room(sequence, end) else None
 
+    def _witness(self, sequence: Sequence, planned: SequencePlan) -> str | None:
+        """The request of a round, if what came of it tells a right draft model from a wrong one.
+
+        No end of text may have been masked in it, and it must lie where the draft model is meant to be right.
+        """
+        assert sequence.drafting is not None
+        end, most = planned.start + planned.num_logit_rows, self._config.draft_context
+        is_free = planned.output_index >= sequence.sampling.min_tokens
+        is_known = sequence.drafting.is_foreseeable and is_free and (most is None or end <= most)
+        return sequence.request.request_id if is_known else None
+
     def _room(self, sequence: Sequence) -> int:
         """Drafts beyond which the step would run into the end of the output or of the context."""
         left = sequence.sampling.max_tokens - sequence.num_output
         return min(left, self._context_limit - len(sequence.tokens)) - 1
 
 
+def _beside(plan: StepPlan) -> tuple[float, float]:
+    """Rows and sequences of a rank of the group, on average, for each one of the plan's."""
+    if plan.group is None or not plan.sequences:
+        return 1.0, 1.0
+    return plan.group.num_rows / plan.num_rows, plan.group.num_sequences / len(plan.sequences)
+
+
 def _is_chunk(planned: SequencePlan) -> bool:
     """Whether it has rows of a prompt: such as have no logits."""
     return len(planned.token_ids) > planned.num_logit_rows
-
-
-def _is_foreseeable(sampling: SamplingParams) -> bool:
-    """Whether the tokens drawn are those that the model finds likely, so that a right head meets some of them."""
-    return sampling.temperature <= 1.0 and not sampling.logit_bias

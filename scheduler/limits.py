@@ -27,6 +27,7 @@ class SchedulerConfig:
     draft_method: DraftMethod = DraftMethod.NONE  # of requests that name none
     model_method: DraftMethod = DraftMethod.NONE  # the kind of draft model that is loaded, if any
     max_drafts: int = 0  # tokens drafted at a time
+    draft_context: int | None = None  # positions that the draft model is meant for; None: all
     adaptive_drafts: bool = True  # else always `max_drafts`
     measured: tuple[DraftedStep, ...] = ()  # what steps cost on this machine, as far as it is known at the start
 

@@ -49,12 +49,17 @@ class ModelCost:
         """Take in what is known from the start, worth so many measurements."""
         self._curve.observe(num_rows, seconds, count)
 
-    def observe(self, num_rows: int, seconds: float, *, num_prompt_rows: int = 0, is_plain: bool) -> None:
-        """Take in a step. `is_plain`: whether it neither verified drafts nor asked for any."""
-        size = self._size_of(num_rows - num_prompt_rows, num_prompt_rows)
+    def observe(
+        self, num_rows: int, seconds: float, *, num_prompt_rows: int = 0, is_plain: bool, group_rows: float = 1.0
+    ) -> None:
+        """Take in a step. `is_plain`: whether it neither verified drafts nor asked for any.
+
+        `group_rows`: see `DraftedStep`.
+        """
+        size = group_rows * self._size_of(num_rows - num_prompt_rows, num_prompt_rows)
         known_s = self._curve.seconds(size)
         ratio = 1.0 if known_s is None else seconds / (known_s * self.pace)
-        per_share = num_prompt_rows * self._curve.steepness(size)
+        per_share = group_rows * num_prompt_rows * self._curve.steepness(size)
         is_same_kind = is_plain == self._is_plain and self._size > 0.0
         if is_same_kind:
             self._learn_share(per_share - self._per_share, ratio)

@@ -57,6 +57,14 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLoad:
+    """What a rank of the group has in a step, on average."""
+
+    num_rows: float
+    num_sequences: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """What one rank runs in one step. Without sequences the rank only takes part in the collectives.
 
@@ -69,6 +77,7 @@ class StepPlan:
     num_rows: int
     num_draft_passes: int = 0
     shape: StepShape | None = None  # what the group agreed on, at least as large as needed here; None: rows as they are
+    group: GroupLoad | None = None  # as agreed; None: the rank is alone
     is_launched: bool = False  # the group agreed on it and launched it before it was planned
 
 

@@ -20,7 +20,7 @@ class Drafting:
     control: DraftLength
     odds: DraftOdds
     max_drafts: int
-    is_foreseeable: bool  # whether its rounds tell a right draft model from a wrong one
+    is_foreseeable: bool  # whether its rounds may tell a right draft model from a wrong one
     has_missed: bool = False  # it started behind rows that the draft model has not seen
     is_sample: bool = False  # whether its present drafts were asked for at no price, and tell what all may expect
     asks_sample: bool = False  # the same of those that the planned step proposes

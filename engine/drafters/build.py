@@ -26,6 +26,13 @@ def draft_weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dt
     return num_parameters(Eagle3Config.from_dir(head_folder(config), model), model) * dtype.itemsize
 
 
+def draft_context(config: EngineConfig, model: ModelConfig) -> int | None:
+    """Positions that the draft model is meant for; None: all that the model is. Raises as `draft_weight_bytes` does."""
+    if config.speculation.loaded is not DraftMethod.EAGLE3:
+        return None
+    return Eagle3Config.from_dir(head_folder(config), model).max_context
+
+
 def load_draft_model(
     config: EngineConfig, model: BailingModel, dtype: torch.dtype, device: torch.device
 ) -> DraftModel | None:

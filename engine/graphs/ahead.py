@@ -61,6 +61,7 @@ class Ahead:
             num_rows=sum(len(planned.token_ids) for planned in sequences),
             num_draft_passes=self.coming.num_draft_passes,
             shape=self.coming.shape,
+            group=self.coming.group,
             is_launched=True,
         )
 

@@ -13,6 +13,7 @@ from engine.graphs.buckets import Bucket, Buckets
 from engine.graphs.runner import GraphRunner
 from engine.graphs.sizes import graph_bytes, runs_graphs
 from model.config import ModelConfig
+from model.eagle3_config import Eagle3Config
 from scheduler.plan import StepShape
 from scheduler.request import DraftMethod
 from tests.engine.checkpoints import tiny_checkpoint
@@ -44,6 +45,16 @@ def test_an_engine_that_is_built_with_buckets_says_the_same(method: DraftMethod)
     told = {key: tokens for request in plain_requests() for key, (tokens, _) in run_all(engine, [request]).items()}
     assert told == {key: tokens for key, (tokens, _) in alone(SHAPE).items()}
     assert engine.stats().num_blocks == 128, "the scratch block is not the scheduler's"
+
+
+def test_the_scheduler_knows_what_contexts_a_head_is_meant_for() -> None:
+    head = eagle3_folder(SHAPE)
+    for method in (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NONE):
+        config = configured(speculation=SpeculationConfig(method=method, draft_dir=str(head), max_drafts=2))
+        known = build_engine(config)._scheduler._drafting._config.draft_context
+        positions = Eagle3Config.from_dir(head, ModelConfig.from_dir(tiny_checkpoint(SHAPE))).max_context
+        assert positions is not None
+        assert known == (positions if method is DraftMethod.EAGLE3 else None)
 
 
 def test_graphs_run_on_a_gpu_with_its_kernels_alone() -> None:

@@ -19,7 +19,7 @@ from kernels.step import rows_behind
 from kernels.step.values import StepBefore
 from model.bailing import BailingModel
 from model.heads import LmHead
-from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, SequenceResult, StepPlan
+from scheduler.plan import UNKNOWN_TOKEN, GroupLoad, SequencePlan, SequenceResult, StepPlan
 from scheduler.request import DraftMethod, Request, SamplingParams
 from tests.engine.drafting_engines import draft_model, values_of
 from tests.engine.graph_engines import drafting, graph_engine, graph_runner
@@ -163,6 +163,9 @@ def test_a_step_that_no_bucket_holds_has_no_shape() -> None:
         assert (world.runner.shape(plan) is not None) is is_held
 
 
+LOAD = GroupLoad(num_rows=2.5, num_sequences=1.5)  # agreed on when it was launched
+
+
 def launched(*sequences: SequencePlan) -> Launched:
     mark, bucket = HostMark(), Bucket(num_sequences=2, rows_each=1)
     layout = StepOutputs.layout(bucket, 1)
@@ -171,14 +174,14 @@ def launched(*sequences: SequencePlan) -> Launched:
 
 
 def ahead_of(foreseen: SequencePlan, before: SequencePlan) -> Ahead:
-    coming = StepPlan(step_id=1, sequences=(foreseen,), num_rows=len(foreseen.token_ids))
+    coming = StepPlan(step_id=1, sequences=(foreseen,), num_rows=len(foreseen.token_ids), group=LOAD)
     return Ahead.of(launched(foreseen), coming, (before,), BLOCK)
 
 
 def covers(ahead: Ahead, plan: StepPlan) -> bool:
     """Whether all of a plan is on its way; what is not runs behind on a rank that is alone, and waits in a group."""
     rest, part = ahead.rest_of(plan), ahead.part_of(plan)
-    assert (*part.sequences, *rest) == plan.sequences and part.is_launched
+    assert (*part.sequences, *rest) == plan.sequences and part.is_launched and part.group == LOAD
     assert part.num_rows == sum(len(planned.token_ids) for planned in part.sequences)
     return not rest
 

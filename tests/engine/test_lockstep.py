@@ -48,9 +48,13 @@ def test_all_get_the_same_answer(threads: ThreadPoolExecutor, locksteps: list[Lo
 
 def test_the_answer_names_rows_work_and_leaving(threads: ThreadPoolExecutor) -> None:
     locksteps: list[Lockstep] = list(group_locksteps(2))
-    needs = [StepNeeds(num_rows=3, has_work=False, is_leaving=True), StepNeeds(num_rows=0, has_work=False)]
+    needs = [
+        StepNeeds(num_rows=3, num_sequences=2, has_work=False, is_leaving=True),
+        StepNeeds(num_rows=0, has_work=False),
+    ]
     for step in _all(threads, locksteps, lambda n, ls: ls.agree(needs[n])):
         assert (step.num_rows, step.has_work, step.is_leaving) == ((3, 0), False, True)  # type: ignore[attr-defined]
+        assert step.num_sequences == (2, 0)  # type: ignore[attr-defined]
 
 
 def test_a_group_is_steady_if_every_rank_is(threads: ThreadPoolExecutor, locksteps: list[Lockstep]) -> None:

@@ -11,7 +11,7 @@ from engine.lockstep import GroupStep, LocalLockstep, StepNeeds
 from engine.rank import STOPPED, RankLost
 from engine.runner import Foresight, Runner, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
-from scheduler.plan import StepPlan, StepResult, StepShape
+from scheduler.plan import GroupLoad, StepPlan, StepResult, StepShape
 from scheduler.request import FinishReason, SamplingParams
 from tests.engine.worlds import (
     BLOCK_SIZE,
@@ -230,6 +230,24 @@ def test_idle_ranks_step_along_while_one_works_and_all_sleep_and_wake_again() ->
             rank.submit(greedy(f"r{turn}", max_tokens=3))
             collect(rank, {f"r{turn}"})
     assert counts[0] == counts[1] >= 18
+
+
+def test_a_step_knows_what_all_ranks_have_in_it() -> None:
+    plans: list[list[StepPlan]] = [[], []]
+    runners: list[Runner] = [SimulatedRunner(block_size=BLOCK_SIZE, on_step=mine.append) for mine in plans]
+    with group_of_ranks(2, runners) as ranks:
+        ranks[0].submit(dataclasses.replace(greedy("r", max_tokens=3), num_sequences=2))
+        collect(ranks[0], {"r"})
+    assert all(plan.group is not None for mine in plans for plan in mine)
+    for plan, beside in zip(*plans, strict=True):
+        assert not beside.sequences
+        load = GroupLoad(num_rows=plan.num_rows / 2, num_sequences=len(plan.sequences) / 2)
+        assert plan.group == beside.group == load
+    alone: list[StepPlan] = []
+    with one_rank(SimulatedRunner(block_size=BLOCK_SIZE, on_step=alone.append)) as rank:
+        rank.submit(greedy("r", max_tokens=3))
+        collect(rank, {"r"})
+    assert {plan.group for plan in alone} == {None}
 
 
 @pytest.mark.parametrize("stopper", [0, 1])

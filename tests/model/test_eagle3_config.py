@@ -164,3 +164,21 @@ def test_what_a_head_cannot_mean_is_refused_by_name(change: dict[str, Any], mess
 def test_a_model_too_shallow_for_the_default_is_told_so() -> None:
     with pytest.raises(CheckpointError, match=rf"{IDS}: missing.*7 layers; the model has 4"):
         read(without("eagle_config"), ModelConfig.from_dict(SHAPES["B"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": YARN}, 8192),
+        ({"max_position_embeddings": 4096, "sliding_window": 2048}, None),
+        ({"max_position_embeddings": 4096, "sliding_window": 8192}, 4096),
+    ],
+)
+def test_the_positions_a_head_is_meant_for(changes: dict[str, Any], positions: int | None) -> None:
+    assert read(without(**changes)).max_context == positions
+    assert read(nested_config(without(**changes))).max_context == positions
+
+
+def test_a_head_that_says_nothing_of_its_length_is_a_short_one() -> None:
+    assert read(without("max_position_embeddings")).max_context == 2048

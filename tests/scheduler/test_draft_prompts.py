@@ -22,14 +22,15 @@ NOISE = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Always as many live sequences. A step costs 3 ms and 25 us for each row, or less for one of a prompt."""
+    """Always as many live sequences. A step costs 3 ms and `row_ms` for each row, or less for one of a prompt."""
 
     num_live: int
     odds: float
     prompt_share: float
+    row_ms: float = 0.025
 
     def model_s(self, num_rows: float, num_prompt_rows: float = 0.0) -> float:
-        return 1e-3 * (3.0 + 0.025 * (num_rows + self.prompt_share * num_prompt_rows))
+        return 1e-3 * (3.0 + self.row_ms * (num_rows + self.prompt_share * num_prompt_rows))
 
     def extend_s(self, num_rows: float) -> float:
         return 1e-3 * (0.3 + 0.005 * num_rows) if num_rows else 0.0
@@ -61,6 +62,7 @@ class Answer:
 
     odds: DraftOdds | None
     left: int
+    chance: float  # of each draft
     has_begun: bool = False
     num_drafts: int = 0
 
@@ -70,12 +72,24 @@ class Loop:
 
     def __init__(self, world: World, length: int | None = None, seed: int = 0) -> None:
         self.control = DraftLength(
-            MAX_DRAFTS if length is None else length, is_adaptive=length is None, measured=world.measured()
+            MAX_DRAFTS if length is None else length, is_adaptive=length is None, measured=self.known(world)
         )
         self.steps: list[DraftedStep] = []
         self._world, self._draw = world, random.Random(seed)
         self._answers = [self._new() for _ in range(world.num_live)]
         self._is_sample = False
+
+    def known(self, world: World) -> list[DraftedStep]:
+        """What was measured before the first request."""
+        return world.measured()
+
+    def hear(self, step: DraftedStep) -> None:
+        """Tell the controller what a step took."""
+        self.control.observe_step(step)
+
+    def chance(self) -> float:
+        """Of each draft of a new answer."""
+        return self._world.odds
 
     def rate(self, num_steps: int) -> float:
         """Tokens a second after a third of the steps."""
@@ -117,7 +131,7 @@ class Loop:
         )
         self.steps.append(step)
         if num_followed or is_heard:
-            control.observe_step(step)
+            self.hear(step)
         for answer in starting:
             answer.has_begun, answer.left = True, answer.left - 1
         for answer, num in zip(self._answers, asked, strict=True):
@@ -129,7 +143,7 @@ class Loop:
     def _new(self) -> Answer:
         follows = self.control.follows_next()
         odds = self.control.new_odds() if follows else None
-        return Answer(odds=odds, left=self._draw.randrange(1, 2 * NUM_ANSWER))
+        return Answer(odds=odds, left=self._draw.randrange(1, 2 * NUM_ANSWER), chance=self.chance())
 
     def _asked(self, answer: Answer) -> int:
         limit = min(MAX_DRAFTS, answer.left - 2)
@@ -138,7 +152,7 @@ class Loop:
     def _verify(self, answer: Answer) -> int:
         """Tokens of one decode."""
         accepted = 0
-        while accepted < answer.num_drafts and self._draw.random() < self._world.odds:
+        while accepted < answer.num_drafts and self._draw.random() < answer.chance:
             accepted += 1
         if answer.num_drafts and answer.odds is not None:
             self.control.observe_round(answer.odds, answer.num_drafts, accepted, accepted, is_sample=self._is_sample)

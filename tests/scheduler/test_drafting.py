@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.draft_costs import DraftedStep
 from scheduler.draft_length import DraftLength
+from scheduler.plan import GroupLoad
 from scheduler.request import DraftingState, DraftingStatus, DraftMethod, RequestRefused
 from tests.scheduler.world import CONFIG, World, asking, prompt, request
 
@@ -210,6 +211,23 @@ def test_what_the_controller_hears_of_steps(monkeypatch: pytest.MonkeyPatch) -> 
         )
 
 
+def test_the_controller_hears_what_the_other_ranks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[DraftedStep] = []
+    monkeypatch.setattr(DraftLength, "observe_step", lambda control, step: steps.append(step))
+    monkeypatch.setattr(DraftLength, "is_listening", True)
+    world = World(replace(DRAFTING, adaptive_drafts=True), draft_skill=1.0)
+    world.add(request("a", max_tokens=12), request("b", max_tokens=12, first=2))
+    while world.engine.has_work:
+        plan = world.engine.plan()
+        world.hear(world.engine.execute(replace(plan, group=GroupLoad(num_rows=24.0, num_sequences=3.0))))
+    assert len({step.num_rows for step in steps}) > 1
+    assert all(step.group_rows * step.num_rows == pytest.approx(24.0) for step in steps)
+    assert all(step.group_sequences * (step.num_decodes + step.num_starting) == pytest.approx(3.0) for step in steps)
+    # Of the others alone: the rank takes part.
+    world.hear(world.engine.execute(replace(world.engine.plan(), group=GroupLoad(num_rows=24.0, num_sequences=3.0))))
+    assert steps[-1].num_rows == 0 and steps[-1].group_rows == 1.0
+
+
 def test_sequences_at_their_prompts_are_live(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     begin_step = DraftLength.begin_step
@@ -234,27 +252,3 @@ def test_the_group_is_told_how_often_the_draft_model_runs() -> None:
     silent = World(replace(DRAFTING, draft_method=DraftMethod.NONE))
     silent.add(request("a", max_tokens=12))
     assert {plan.num_draft_passes for plan in finished(silent).plans} == {0}
-
-
-def test_a_head_that_is_never_right_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(replace(DRAFTING, max_context=2000, num_blocks=600), draft_skill=0.0)
-    world.add(request("a", max_tokens=700))
-    finished(world)
-    stats = world.scheduler.stats()
-    (told,) = stats.drafting
-    assert (told.length, told.state) == (0, DraftingState.BROKEN) and "draft model must be wrong" in told.reason
-    usage = world.told["a", 0].usage
-    assert usage is not None and usage.draft_reason == told.reason
-    assert [record.message.split()[0] for record in caplog.records] == ["event=drafting_off"]
-    assert stats.drafts.num_rounds <= 202
-    assert world.plans[-1].num_draft_passes == 0
-
-
-def test_a_look_up_that_is_never_right_may_be_right_on_other_text(caplog: pytest.LogCaptureFixture) -> None:
-    config = replace(DRAFTING, draft_method=DraftMethod.NGRAM, max_context=2000, num_blocks=600)
-    world = World(config, draft_skill=0.0)
-    world.add(request("a", max_tokens=700))
-    finished(world)
-    (told,) = world.scheduler.stats().drafting
-    assert (told.length, told.state) == (3, DraftingState.FIXED)
-    assert not caplog.records
