@@ -73,7 +73,8 @@ class ModelRunner:
     ) -> tuple[SequenceResult, ...]:
         """The results with what is proposed for the next step."""
         if self._drafter is not None and plan.num_draft_passes:
-            drafts = self._drafter.draft(plan, batch, output, [result.token_ids for result in results])
+            kept = [() if result.error else result.token_ids for result in results]
+            drafts = self._drafter.draft(plan, batch, output, kept)
             results = [
                 dataclasses.replace(result, draft_ids=proposed) if proposed else result
                 for result, proposed in zip(results, drafts, strict=True)
