@@ -57,7 +57,7 @@ class ModelRunner:
         memory = None if self._drafter is None else self._drafter.memory
         results = results_from_logits(plan.sequences, output.logits, memory)
         sample_s = time.perf_counter()
-        if is_drafting or any(planned.num_proposals for planned in plan.sequences):
+        if is_drafting or any(planned.ngrams is not None for planned in plan.sequences):
             results = self._with_drafts(plan, batch, output, results)
         draft_s = time.perf_counter()
         times = StepTimes(
