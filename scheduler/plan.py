@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scheduler.ngram_index import NgramIndex
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
@@ -34,7 +34,8 @@ class SequencePlan:
     history: Seq[int] = ()  # prompt + output so far, given where a penalty or look-up needs it; valid until commit
     stop_token_ids: tuple[int, ...] = ()  # what min_tokens masks: end-of-text ids (unless ignored) + stop ids
     next_token_id: int | None = None  # the token after the last row, where it is known: inside a prompt
-    ngrams: NgramIndex | None = None  # given with the history where it drafts by look-up; the runner lets it follow
+    # Given with the history where it drafts by look-up; the runner lets it follow the rows. No part of what is planned.
+    ngrams: NgramIndex | None = field(default=None, compare=False)
     draft_method: DraftMethod = DraftMethod.NONE  # what drafts for it; a model that does follows every one of its rows
     num_proposals: int = 0  # drafts wanted for its next step; the block table has room for their rows
 
