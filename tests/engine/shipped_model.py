@@ -51,10 +51,10 @@ def outcome_for(shape: str) -> Outcome:
 def demand_acceptance(engine: Engine, method: DraftMethod, max_drafts: int) -> None:
     """Drafts of the model that ships were accepted; those of a draft model about as often as it is good for.
 
-    Of first drafts that is 0.35 to 0.6 here, and less than 0.2 where rows are paired with wrong tokens or states.
+    Of first drafts that is 0.25 to 0.6 here, and less than 0.2 where rows are paired with wrong tokens or states.
     """
     counts = engine.stats().drafts
     assert sum(counts.accepted) > 0, f"{counts.drafted} drafts, and none was accepted"
     if method.has_kv:
-        assert counts.accepted[0] > 0.25 * counts.drafted[0], f"of {counts.drafted} drafts {counts.accepted} accepted"
+        assert counts.accepted[0] >= 0.2 * counts.drafted[0], f"of {counts.drafted} drafts {counts.accepted} accepted"
         assert max_drafts == 1 or counts.accepted[1] > 0, f"of {counts.drafted} drafts {counts.accepted} accepted"
