@@ -57,7 +57,7 @@ class ModelRunner:
         memory = None if self._drafter is None else self._drafter.memory
         results = results_from_logits(plan.sequences, output.logits, memory)
         sample_s = time.perf_counter()
-        if is_drafting or any(planned.num_proposals for planned in plan.sequences):
+        if is_drafting or any(planned.ngrams is not None for planned in plan.sequences):
             results = self._with_drafts(plan, batch, output, results)
         draft_s = time.perf_counter()
         times = StepTimes(
@@ -73,7 +73,8 @@ class ModelRunner:
     ) -> tuple[SequenceResult, ...]:
         """The results with what is proposed for the next step."""
         if self._drafter is not None and plan.num_draft_passes:
-            drafts = self._drafter.draft(plan, batch, output, [result.token_ids for result in results])
+            kept = [() if result.error else result.token_ids for result in results]
+            drafts = self._drafter.draft(plan, batch, output, kept)
             results = [
                 dataclasses.replace(result, draft_ids=proposed) if proposed else result
                 for result, proposed in zip(results, drafts, strict=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from scheduler.ngram_index import NgramIndex
 from scheduler.request import DraftMethod, SamplingParams, TokenLogprob
 
 UNKNOWN_TOKEN = -1  # of a row that was foreseen: what the step before chooses or proposes for the sequence
@@ -30,9 +31,11 @@ class SequencePlan:
     output_index: int  # index in the output of the token that the first logit row yields
     prompt_logprob_targets: tuple[int, ...] = ()  # the prompt token after row r, for the rows to be scored
     num_prompt_tokens: int = 0
-    history: Seq[int] = ()  # prompt + output so far, given where a penalty needs it; valid until commit
+    history: Seq[int] = ()  # prompt + output so far, given where a penalty or look-up needs it; valid until commit
     stop_token_ids: tuple[int, ...] = ()  # what min_tokens masks: end-of-text ids (unless ignored) + stop ids
     next_token_id: int | None = None  # the token after the last row, where it is known: inside a prompt
+    # Given with the history where it drafts by look-up; the runner lets it follow the rows. No part of what is planned.
+    ngrams: NgramIndex | None = field(default=None, compare=False)
     draft_method: DraftMethod = DraftMethod.NONE  # what drafts for it; a model that does follows every one of its rows
     num_proposals: int = 0  # drafts wanted for its next step; the block table has room for their rows
 

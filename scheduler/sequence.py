@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds
+from scheduler.ngram_index import NgramIndex
 from scheduler.plan import SequencePlan, StepTimes
 from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenLogprob, Usage
 
@@ -52,6 +53,7 @@ class Sequence:
     drafts: tuple[int, ...] = ()  # proposed for its next step
     drafting: Drafting | None = None  # None: nothing is drafted for it
     is_followed: bool = False  # the draft model has seen every row computed
+    ngrams: NgramIndex | None = None  # of its tokens, once it drafts by look-up
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # of the prompt, at the first start
     num_preemptions: int = 0
@@ -112,6 +114,9 @@ class Sequence:
         if method is not DraftMethod.NONE and not is_sampled:
             # Behind a prompt that is only scored comes nothing: nobody reads the draft model's last row there.
             after = tokens[end] if end < len(tokens) else tokens[-1]
+        is_looked_up = method is DraftMethod.NGRAM
+        if is_looked_up and self.ngrams is None:
+            self.ngrams = NgramIndex()
         return SequencePlan(
             sequence_id=self.sequence_id,
             token_ids=token_ids + self.drafts[:num_drafts] if num_drafts else token_ids,
@@ -123,7 +128,8 @@ class Sequence:
             output_index=len(tokens) - num_prompt,
             prompt_logprob_targets=() if self.prompt_scores is None else self.request.prompt[start + 1 : end + 1],
             num_prompt_tokens=num_prompt,
-            history=tokens if method is DraftMethod.NGRAM or _reads_history(sampling) else (),
+            history=tokens if is_looked_up or _reads_history(sampling) else (),
+            ngrams=self.ngrams if is_looked_up else None,
             stop_token_ids=self.stop_token_ids,
             next_token_id=after,
             draft_method=method,

@@ -27,13 +27,15 @@ from model.sampling import draw_settings
 from scheduler.plan import SequencePlan, StepPlan
 
 IntArray = npt.NDArray[np.int32]
+_NOT_DRAWN = -1
 
 
 class ChainDrafter:
     """Runs one draft model with a KV layer of its own in the model's blocks.
 
     Drafts are the likeliest tokens; with a `memory`, those of sampled sequences are drawn with the request's settings
-    (its penalties and bias aside), and what they were drawn from is kept there.
+    (its penalties and bias aside), and what they were drawn from is kept there. A draft model may say anything, numbers
+    that are none included: then the draft is the likeliest token again, or any.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class ChainDrafter:
     ) -> list[tuple[int, ...]]:
         """Follow the rows that stay, then propose; returns the drafts of each sequence.
 
-        `kept` holds the tokens that each sequence of the plan got in this step, none inside a prompt.
+        `kept` holds the tokens that each sequence of the plan got in this step: none inside a prompt, nor where the
+        sequence ended with an error, which is not followed either.
         """
         begin_s, self.extend_s = time.perf_counter(), 0.0
         drafts: list[list[int]] = [[] for _ in plan.sequences]
@@ -106,26 +109,33 @@ class ChainDrafter:
         tokens = self._best(logits)
         if self.memory is not None:
             for place, proposal in self._drawn(logits, sequences, ahead).items():
-                tokens[place] = proposal.token_id
+                tokens[place] = tokens[place] if proposal is None else proposal.token_id
                 planned = sequences[place]
                 self.memory.keep(planned.sequence_id, planned.output_index + ahead[place], proposal)
         return tokens
 
     def _drawn(
         self, logits: torch.Tensor, sequences: Sequence[SequencePlan], ahead: Sequence[int]
-    ) -> dict[int, Proposal]:
-        """Drafts for the rows of logits [S, Vd] whose sequences sample, `ahead` of each one's first output index."""
+    ) -> dict[int, Proposal | None]:
+        """Drafts for the rows of logits [S, Vd] whose sequences sample, `ahead` of each one's first output index.
+
+        None where the highest logit is no finite number: there is no distribution to draw from.
+        """
         places = [place for place, planned in enumerate(sequences) if planned.sampling.temperature > 0.0]
         if not places:
             return {}
         rows = [sampling_row(sequences[place], ahead[place]) for place in places]
         settings = draw_settings(rows, logits.device, Stream.DRAFT)
         # Rounded before the draw: verification must see the very distribution that the draft was drawn from.
-        chances = draw_probabilities(logits[places].contiguous(), settings).to(torch.float32)
-        picked: list[int] = draw_from(chances.to(torch.float64), settings.points).tolist()
+        own = logits[places].contiguous()
+        chances = draw_probabilities(own, settings).to(torch.float32)
+        drawn = draw_from(chances.to(torch.float64), settings.points)
+        picked: list[int] = torch.where(own.amax(dim=-1).isfinite(), drawn, _NOT_DRAWN).tolist()
         table = self._target_ids
         return {
-            place: Proposal(
+            place: None
+            if mine == _NOT_DRAWN
+            else Proposal(
                 token_id=mine if table is None else table[mine],
                 chances=chances[row].clone(),  # a view would keep the whole batch's for as long as one sequence's
                 target_ids=self._target_table,

@@ -123,10 +123,11 @@ def results_of(sequences: Sequence[SequencePlan], outputs: StepOutputs) -> tuple
     results, first = [], 0
     for place, planned in enumerate(sequences):
         is_sound = math.isfinite(best[first])
+        is_drafted = is_sound and planned.draft_method.has_kv
         results.append(
             SequenceResult(
                 token_ids=tuple(token_ids[first : first + accepted[place] + 1]),
-                draft_ids=tuple(drafts[place][: planned.num_proposals]) if planned.draft_method.has_kv else (),
+                draft_ids=tuple(drafts[place][: planned.num_proposals]) if is_drafted else (),
                 error="" if is_sound else no_finite_logits(best[first]),
             )
         )

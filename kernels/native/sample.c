@@ -169,6 +169,7 @@ static int64_t pick_ranked(const draw_job *job, int64_t r, const float *x, float
     const double everything = has_top_k ? 0.0 : all_masses(x, n, best, temperature, 0.0f, mass, blocks);
     const float bound = candidate_bound(x, has_top_k ? NULL : mass, n, best, k, top_p * everything);
     const int64_t count = min64(gather(x, n, bound, line), k);
+    if (count == 0) return 0;  // no logit is a number: any id will do
     double ranked = 0.0;
     for (int64_t i = 0; i < count; i++) {
         line[i].mass = has_top_k ? mass_of(line[i].logit, best, temperature, 0.0f) : mass[line[i].id];

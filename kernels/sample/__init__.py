@@ -30,6 +30,7 @@ class DrawSettings:
 def draw_tokens(logits: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
     """Draw one token id per row of logits [R, V] fp32, contiguous, each row's maximum finite; returns [R] int64.
 
+    Of a row whose maximum is not finite the id means nothing, but is one.
     A row that top-k or top-p limits runs its distribution function from the likeliest token down (ties by id), any
     other over the ids. The first token whose cumulated mass exceeds point * total is drawn, never one without mass.
     A row's token does not depend on the other rows. Masses fp32, sums fp64. R = 0 is valid.
@@ -73,7 +74,8 @@ def draw_probabilities(logits: torch.Tensor, settings: DrawSettings) -> torch.Te
 def draw_from(probabilities: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """One id [R] int64 per row of probabilities [R, V] fp64, by points [R] fp64 in [0, 1).
 
-    A row's scale does not matter, but it must not be all 0. An id without mass is never drawn.
+    A row's scale does not matter, but it must not be all 0. An id without mass is never drawn. Of a row with numbers
+    that are not finite the id means nothing, but is one.
     """
     return reference.invert(probabilities, points)
 

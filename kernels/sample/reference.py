@@ -56,10 +56,12 @@ def _limit(mass: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
 def invert(mass: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Masses [R, V] fp64, points [R] fp64 in [0, 1) -> columns [R].
 
-    A row's column is the one in which its row's distribution function passes its point; never one without mass.
+    A row's column is the one in which its row's distribution function passes its point; never one without mass. Of
+    masses that are no finite numbers it means nothing, but is one.
     """
     cumulative = mass.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
     column = torch.searchsorted(cumulative, points[:, None] * total, right=True)
     # The product can round up to the total, which no column passes: then the last with mass is meant.
-    return torch.minimum(column, torch.searchsorted(cumulative, total)).squeeze(1)
+    column = torch.minimum(column, torch.searchsorted(cumulative, total)).squeeze(1)
+    return column.clamp_max_(mass.shape[1] - 1)  # no column passes NaN

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config import SpeculationConfig
+from engine.config import EAGLE3_FOLDER, SpeculationConfig
 from engine.drafters.build import chain_drafter
 from engine.drafters.chain import ChainDrafter
 from engine.drafters.draft_model import DraftModel
@@ -23,6 +23,7 @@ from model.kv_cache import KVCache
 from scheduler.plan import StepPlan
 from scheduler.request import DraftMethod
 from scheduler.scheduler import Scheduler, SchedulerConfig
+from tests.engine.checkpoints import SHIPPED, shipped_folder
 from tests.engine.mixed_requests import CPU, alone, mixed_requests, tiny
 from tests.oracle.eagle3_heads import flat_config, random_weights, write_head
 
@@ -31,7 +32,9 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="sigmoe-tests-")
 
 @functools.cache
 def eagle3_folder(shape: str) -> Path:
-    """A head with random weights for the model of this shape."""
+    """A head with random weights for the model of this shape; the trained one of the model that ships."""
+    if shape == SHIPPED:
+        return shipped_folder() / EAGLE3_FOLDER
     target = tiny(shape).config
     raw = flat_config(target, draft_vocab_size=target.vocab_size // 2)
     weights = random_weights(Eagle3Config.from_dict(raw, target), target)
@@ -78,13 +81,17 @@ class Knowing:
 
 
 class Foreseeing(ChainDrafter):
-    """Drafts what plain decoding yields, changed by `spoil`; follows the rows with a real head all the same."""
+    """Drafts what plain decoding yields, changed by `spoil`; follows the rows with a real head all the same.
+
+    What that head would have drafted is kept in `own`, by sequence id.
+    """
 
     def __init__(self, config: SchedulerConfig, shape: str, spoil: Callable[[int], int]) -> None:
         head = eagle3_head(shape)
         drafter = chain_drafter(head, config.num_blocks, config.block_size, torch.float32, CPU)
         super().__init__(head, drafter.kv, config.block_size, CPU)
         self._spoil = spoil
+        self.own: dict[int, tuple[int, ...]] = {}
         self._known: dict[int, list[int]] = {}
         self._futures = {
             (request.request_id, index): (index, [*request.prompt, *alone(shape)[request.request_id, index][0]])
@@ -95,7 +102,8 @@ class Foreseeing(ChainDrafter):
     def draft(
         self, plan: StepPlan, batch: Batch, output: ModelOutput, kept: Sequence[tuple[int, ...]]
     ) -> list[tuple[int, ...]]:
-        super().draft(plan, batch, output, kept)
+        own = super().draft(plan, batch, output, kept)
+        self.own |= {planned.sequence_id: ids for planned, ids in zip(plan.sequences, own, strict=True)}
         drafts = []
         for planned, tokens in zip(plan.sequences, kept, strict=True):
             known = self._known.setdefault(planned.sequence_id, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,9 @@ from engine.drafters.build import chain_drafter
 from engine.drafters.draft_model import DraftModel
 from engine.drafters.memory import DraftMemory
 from engine.drafters.proposal_sizes import proposal_bytes
+from kernels.paged_attention import KVLayer
 from kernels.sample import draw_probabilities
+from model.batch import Batch
 from model.config import ModelConfig
 from model.proposal_sizes import VERIFIED_AT_ONCE, verification_bytes
 from model.proposals import Proposal, accept_or_replace
@@ -59,7 +62,18 @@ class Steered:
         return logits
 
 
-def joint(sampling: SamplingParams, method: DraftMethod, first_seed: int) -> tuple[Joint, int]:
+class Fitful(Steered):
+    """One that has no numbers behind an even token, a draft of its own among them."""
+
+    def forward(self, states: torch.Tensor, batch: Batch, kv: KVLayer) -> torch.Tensor:
+        states = self._model.forward(states, batch, kv)
+        states[batch.token_ids % 2 == 0] = math.nan
+        return states
+
+
+def joint(
+    sampling: SamplingParams, method: DraftMethod, first_seed: int, steered: type[Steered] = Steered
+) -> tuple[Joint, int]:
     """How often each beginning of three tokens comes, one after the prompt and two of rounds; and tokens accepted."""
     config = dataclasses.replace(
         ROOMY,
@@ -74,7 +88,7 @@ def joint(sampling: SamplingParams, method: DraftMethod, first_seed: int) -> tup
     drafter = None
     if (model := draft_model(method, SHAPE)) is not None:
         drafter = chain_drafter(
-            cast(DraftModel, Steered(model)), config.num_blocks, config.block_size, torch.float32, CPU, DraftMemory(256)
+            cast(DraftModel, steered(model)), config.num_blocks, config.block_size, torch.float32, CPU, DraftMemory(256)
         )
     engine, _ = drafting_engine(config, SHAPE, drafter=drafter)
     outputs: dict[str, list[int]] = {}
@@ -112,6 +126,15 @@ def two_sample_p(a: Joint, b: Joint) -> float:
 def test_the_joint_of_tokens_is_that_of_plain_decoding(settings: str, method: DraftMethod) -> None:
     plain, _ = joint(SETTINGS[settings], DraftMethod.NONE, 0)
     drawn, num_accepted = joint(SETTINGS[settings], method, NUM_SEEDS)
+    assert num_accepted > 0
+    assert two_sample_p(plain, drawn) > 1e-4
+
+
+@pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])
+def test_which_drafts_are_drawn_does_not_depend_on_what_they_are(method: DraftMethod) -> None:
+    """A draft is verified by the rule of its own draw, also where the next one could not be drawn because of it."""
+    plain, _ = joint(SETTINGS["bias"], DraftMethod.NONE, 0)
+    drawn, num_accepted = joint(SETTINGS["bias"], method, NUM_SEEDS, Fitful)
     assert num_accepted > 0
     assert two_sample_p(plain, drawn) > 1e-4
 

@@ -1,4 +1,4 @@
-"""After any events what sequences own is what a fresh prefill computes, and nothing else is ever read.
+"""After any events what sequences own is what a fresh prefill computes, next drafts included; nothing else is read.
 
 Behind each step every slot that holds no committed row is filled with NaN, in the model's cache and in the draft
 model's: blocks given back, rejected drafts, provisional rows. One read of them and the logits are no numbers.
@@ -24,29 +24,28 @@ from model.kv_cache import KVCache
 from scheduler.request import DraftMethod, FinishReason, Request, TokenDelta
 from scheduler.scheduler import Scheduler, SchedulerConfig
 from scheduler.sequence import Sequence
+from tests.engine.checkpoints import SHIPPED
 from tests.engine.drafting_engines import Foreseeing, draft_model, values_of
-from tests.engine.mixed_requests import CPU, ROOMY, alone, mixed_requests, outcome_of, tiny
+from tests.engine.mixed_requests import CPU, ROOMY, outcome_of, tiny
+from tests.engine.shipped_model import outcome_for, requests_for
 
 SHAPE = "C"
 BLOCK = 4
-REQUESTS = mixed_requests()
 events = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "step", "step", "abort"]), st.integers(0, len(REQUESTS) - 1)),
-    min_size=4,
-    max_size=40,
+    st.tuples(st.sampled_from(["add", "add", "step", "step", "abort"]), st.integers(0, 5)), min_size=4, max_size=40
 )
 
 
 class PoisonedEngine:
     """An engine whose caches hold nothing but what belongs to somebody."""
 
-    def __init__(self, config: SchedulerConfig, drafts: str) -> None:
-        target = tiny(SHAPE)
+    def __init__(self, config: SchedulerConfig, drafts: str, shape: str) -> None:
+        target = tiny(shape)
         self.kv = KVCache(target.config, config.num_blocks, config.block_size, torch.float32, CPU)
         self.drafter: ChainDrafter | None = None
         if drafts == "mostly right":
-            self.drafter = Foreseeing(config, SHAPE, lambda token: token if token % 3 else token + 1)
-        elif (model := draft_model(config.draft_method, SHAPE)) is not None:
+            self.drafter = Foreseeing(config, shape, lambda token: token if token % 3 else token + 1)
+        elif (model := draft_model(config.draft_method, shape)) is not None:
             self.drafter = _drafter(model, config)
         self.scheduler = Scheduler(config, lambda: 0.0)
         self.engine = Engine(self.scheduler, ModelRunner(target, self.kv, CPU, self.drafter))
@@ -55,6 +54,11 @@ class PoisonedEngine:
     @property
     def running(self) -> list[Sequence]:
         return list(self.scheduler._live.running)
+
+    def first_draft(self, sequence: Sequence) -> int | None:
+        """What the draft model proposes for the token behind those that a sequence knows."""
+        own = self.drafter.own.get(sequence.sequence_id, ()) if isinstance(self.drafter, Foreseeing) else ()
+        return next(iter((own or sequence.drafts) if sequence.drafts else ()), None)
 
     def step(self) -> None:
         self.deltas += self.engine.step()
@@ -87,13 +91,23 @@ def _poison(layer: KVLayer, owned: set[int]) -> None:
     layer.value[blocks, :, offsets] = math.nan
 
 
-def _whole(poisoned: PoisonedEngine, sequence: Sequence, config: SchedulerConfig) -> None:
-    """The rows of a running sequence are those of a single prefill of its tokens in an empty cache."""
-    num_rows = sequence.num_computed
+def _whole(poisoned: PoisonedEngine, sequence: Sequence, config: SchedulerConfig, shape: str) -> bool:
+    """The rows of a running sequence are those of a single prefill of its tokens in an empty cache.
+
+    Behind its prompt the next draft is the same, too, which is what the draft model's last row is for; returns whether
+    both had one: the prefill knows how much of the output is left, the round before it did not.
+    """
+    num_rows, num_prompt = sequence.num_computed, sequence.num_prompt
     roomy = dataclasses.replace(config, num_blocks=64, max_rows_per_step=512, prefix_cache=False)
-    fresh = PoisonedEngine(roomy, "own")
-    tokens = tuple(sequence.tokens[: num_rows + 1])
-    fresh.engine.add(dataclasses.replace(sequence.request, request_id="fresh", prompt=tokens, num_sequences=1))
+    fresh = PoisonedEngine(roomy, "own", shape)
+    request = dataclasses.replace(
+        sequence.request, request_id="fresh", num_sequences=1, first_sequence_index=sequence.index
+    )
+    if num_rows < num_prompt:
+        request = dataclasses.replace(request, prompt=tuple(sequence.tokens[: num_rows + 1]))
+    else:
+        request = dataclasses.replace(request, resumed=tuple(sequence.tokens[num_prompt:num_rows]))
+    fresh.engine.add(request)
     plan = fresh.engine.plan()
     fresh.engine.execute(plan)
     table = plan.sequences[0].block_table
@@ -104,39 +118,66 @@ def _whole(poisoned: PoisonedEngine, sequence: Sequence, config: SchedulerConfig
         torch.testing.assert_close(
             values_of(grown, sequence.block_table, num_rows), values_of(right, table, num_rows), rtol=1e-5, atol=1e-5
         )
+    if num_rows < num_prompt:
+        return False
+    (again,) = fresh.running
+    assert again.tokens == sequence.tokens, "the prefill yields another token"
+    drafts = [poisoned.first_draft(sequence), fresh.first_draft(again)]
+    if None in drafts:
+        return False
+    assert drafts[0] == drafts[1], "the prefill proposes another draft"
+    return True
 
 
 @pytest.mark.parametrize(
-    ("method", "drafts"),
+    ("method", "drafts", "shape"),
     [
-        (DraftMethod.EAGLE3, "own"),
-        (DraftMethod.EAGLE3, "mostly right"),
-        (DraftMethod.MTP, "own"),
-        (DraftMethod.NONE, "none"),
+        (DraftMethod.EAGLE3, "own", SHIPPED),
+        (DraftMethod.EAGLE3, "mostly right", SHAPE),
+        (DraftMethod.MTP, "own", SHIPPED),
+        (DraftMethod.NONE, "none", SHAPE),
     ],
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(plan=events, num_blocks=st.integers(26, 48), max_rows=st.sampled_from([5, 16, 64]), max_drafts=st.integers(1, 5))
-def test_nothing_is_read_that_belongs_to_nobody(
-    method: DraftMethod, drafts: str, plan: list[tuple[str, int]], num_blocks: int, max_rows: int, max_drafts: int
-) -> None:
-    config = dataclasses.replace(
-        ROOMY,
-        num_blocks=num_blocks,
-        block_size=BLOCK,
-        max_rows_per_step=max_rows,
-        max_sequences=5,
-        prefix_cache=True,
-        draft_method=method,
-        model_method=method,
-        max_drafts=max_drafts if method.has_kv else 0,
-        adaptive_drafts=False,
+def test_nothing_is_read_that_belongs_to_nobody(method: DraftMethod, drafts: str, shape: str) -> None:
+    num_accepted = num_drafts_compared = 0
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        plan=events,
+        num_blocks=st.integers(26, 48),
+        max_rows=st.sampled_from([5, 16, 64]),
+        max_drafts=st.integers(1, 5),
     )
-    poisoned = PoisonedEngine(config, drafts)
+    def demand_it(plan: list[tuple[str, int]], num_blocks: int, max_rows: int, max_drafts: int) -> None:
+        nonlocal num_accepted, num_drafts_compared
+        config = dataclasses.replace(
+            ROOMY,
+            num_blocks=num_blocks,
+            block_size=BLOCK,
+            max_rows_per_step=max_rows,
+            max_sequences=5,
+            prefix_cache=True,
+            draft_method=method,
+            model_method=method,
+            max_drafts=max_drafts if method.has_kv else 0,
+            adaptive_drafts=False,
+        )
+        accepted, compared = _demand_whole_rows(plan, config, drafts, shape)
+        num_accepted, num_drafts_compared = num_accepted + accepted, num_drafts_compared + compared
+
+    demand_it()
+    assert not method.has_kv or (num_accepted and num_drafts_compared), f"{num_accepted=} {num_drafts_compared=}"
+
+
+def _demand_whole_rows(
+    plan: list[tuple[str, int]], config: SchedulerConfig, drafts: str, shape: str
+) -> tuple[int, int]:
+    """Add, abort and step as told, then to the end; returns how many drafts were accepted, and how many compared."""
+    requests, poisoned = requests_for(shape), PoisonedEngine(config, drafts, shape)
     live: dict[str, Request] = {}
     aborted: set[str] = set()
     for event, number in plan:
-        request = REQUESTS[number]
+        request = requests[number]
         if event == "add" and request.request_id not in live:
             live[request.request_id] = request
             poisoned.engine.add(request)
@@ -145,21 +186,21 @@ def test_nothing_is_read_that_belongs_to_nobody(
             poisoned.engine.abort(request.request_id)
         else:
             poisoned.step()
-    for sequence in poisoned.running[:2]:
-        _whole(poisoned, sequence, config)
+    num_compared = sum([_whole(poisoned, sequence, config, shape) for sequence in poisoned.running[:2]])
     while poisoned.engine.has_work:
         poisoned.step()
     assert not any(delta.finish_reason is FinishReason.ERROR for delta in poisoned.deltas)
     told = outcome_of(poisoned.deltas)
-    for key, (tokens, _) in alone(SHAPE).items():
+    for key, (tokens, _) in outcome_for(shape).items():
         if key[0] in live and key[0] not in aborted:
             assert told[key][0] == tokens, f"{key} came out otherwise"
+    return sum(poisoned.engine.stats().drafts.accepted), num_compared
 
 
 def test_poison_is_noticed() -> None:
     """Else the test above would prove nothing."""
-    poisoned = PoisonedEngine(dataclasses.replace(ROOMY, block_size=BLOCK), "none")
-    poisoned.engine.add(REQUESTS[1])
+    poisoned = PoisonedEngine(dataclasses.replace(ROOMY, block_size=BLOCK), "none", SHAPE)
+    poisoned.engine.add(requests_for(SHAPE)[1])
     poisoned.step()
     for layer in poisoned.kv.layers:
         _poison(layer, set())

@@ -14,7 +14,7 @@ from engine.config import EngineConfig, Precision, SpeculationConfig
 from model.errors import CheckpointError
 from scheduler.request import DraftMethod, Request, SamplingParams
 from scheduler.scheduler import SchedulerConfig
-from tests.engine.checkpoints import tiny_checkpoint
+from tests.engine.checkpoints import SHIPPED, tiny_checkpoint
 from tests.engine.drafting_engines import (
     Foreseeing,
     draft_model,
@@ -24,8 +24,10 @@ from tests.engine.drafting_engines import (
     values_of,
 )
 from tests.engine.mixed_requests import ROOMY, alone, mixed_requests, run_all
+from tests.engine.shipped_model import demand_acceptance, outcome_for, requests_for
 
 SHAPE = "C"  # has an MTP layer
+SHAPES = (SHAPE, SHIPPED)  # random weights, whose drafts are as good as never accepted, and trained ones
 METHODS = (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NGRAM)
 
 
@@ -39,14 +41,18 @@ def drafting(method: DraftMethod, max_drafts: int, config: SchedulerConfig = ROO
     )
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("max_drafts", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_drafter_and_no_length_changes_a_token(method: DraftMethod, max_drafts: int) -> None:
-    engine, _ = drafting_engine(drafting(method, max_drafts), SHAPE, draft_model(method, SHAPE))
-    assert run_all(engine, mixed_requests()) == alone(SHAPE)
+def test_no_drafter_and_no_length_changes_a_token(method: DraftMethod, max_drafts: int, shape: str) -> None:
+    engine, _ = drafting_engine(drafting(method, max_drafts), shape, draft_model(method, shape))
+    assert run_all(engine, requests_for(shape)) == outcome_for(shape)
     assert engine.stats().drafts.num_rounds > 0
+    if shape == SHIPPED:
+        demand_acceptance(engine, method, max_drafts)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "changes",
@@ -59,12 +65,14 @@ def test_no_drafter_and_no_length_changes_a_token(method: DraftMethod, max_draft
     ],
     ids=lambda changes: ", ".join(f"{name}={value}" for name, value in changes.items()),
 )
-def test_no_setting_of_the_scheduler_changes_a_token(method: DraftMethod, changes: dict[str, Any]) -> None:
+def test_no_setting_of_the_scheduler_changes_a_token(method: DraftMethod, changes: dict[str, Any], shape: str) -> None:
     config = dataclasses.replace(drafting(method, 3), **changes)
-    engine, _ = drafting_engine(config, SHAPE, draft_model(method, SHAPE))
+    engine, _ = drafting_engine(config, shape, draft_model(method, shape))
     for _ in range(2):
-        assert run_all(engine, mixed_requests()) == alone(SHAPE)
+        assert run_all(engine, requests_for(shape)) == outcome_for(shape)
     assert engine.stats().drafts.num_rounds > 0
+    if shape == SHIPPED:
+        demand_acceptance(engine, method, 3)
 
 
 def test_right_drafts_are_all_accepted_and_wrong_ones_never() -> None:

@@ -16,8 +16,10 @@ from engine.build import build_engine
 from engine.config import EngineConfig, Precision, SpeculationConfig
 from engine.engine import Engine
 from scheduler.request import DraftMethod, Request, SamplingParams
+from tests.engine.checkpoints import SHIPPED
 from tests.engine.drafting_engines import draft_model, drafting_engine
-from tests.engine.mixed_requests import ROOMY, alone, mixed_requests, run_all
+from tests.engine.mixed_requests import ROOMY, run_all
+from tests.engine.shipped_model import demand_acceptance, outcome_for, requests_for
 
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(1800)]
 
@@ -80,7 +82,8 @@ def test_two_hundred_prompts_of_the_shipped_model(method: DraftMethod, num_draft
 @pytest.mark.parametrize("max_rows", [2, 7, 16, 512])
 @pytest.mark.parametrize("num_drafts", [1, 3, 7])
 @pytest.mark.parametrize("method", METHODS)
-def test_chunks_and_blocks(method: DraftMethod, num_drafts: int, max_rows: int, block_size: int) -> None:
+@pytest.mark.parametrize("shape", ["C", SHIPPED])
+def test_chunks_and_blocks(shape: str, method: DraftMethod, num_drafts: int, max_rows: int, block_size: int) -> None:
     config = dataclasses.replace(
         ROOMY,
         block_size=block_size,
@@ -93,6 +96,8 @@ def test_chunks_and_blocks(method: DraftMethod, num_drafts: int, max_rows: int, 
         max_drafts=num_drafts,
         adaptive_drafts=False,
     )
-    engine, _ = drafting_engine(config, "C", draft_model(method, "C"))
-    for requests in (mixed_requests(), mixed_requests()[::-1]):
-        assert run_all(engine, requests) == alone("C")
+    engine, _ = drafting_engine(config, shape, draft_model(method, shape))
+    for requests in (requests_for(shape), requests_for(shape)[::-1]):
+        assert run_all(engine, requests) == outcome_for(shape)
+    if shape == SHIPPED:
+        demand_acceptance(engine, method, min(num_drafts, max_rows - 1))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.sample import DrawSettings, choose_tokens, draw_tokens
+from kernels.sample import DrawSettings, choose_tokens, draw_from, draw_probabilities, draw_tokens
 
 Row = tuple[float, int, float, float, float]  # temperature, top_k, top_p, min_p, point
 WHOLE: Row = (1.0, 0, 1.0, 0.0, 0.5)
@@ -212,3 +212,20 @@ def test_rows_are_chosen_greedily_or_drawn_as_each_wants(backend: str) -> None:
     assert ids[drawn].tolist() == _drawn(logits[drawn].contiguous(), [rows[row] for row in drawn])
     assert ids[1] == 17 and ids[[5, 8]].tolist() == logits[[5, 8]].argmax(1).tolist()
     assert choose_tokens(logits[:0], _settings([]))[0].tolist() == []
+
+
+@pytest.mark.parametrize("vocab", [7, 300])
+def test_whatever_the_logits_are_a_token_is_drawn(backend: str, vocab: int) -> None:
+    """What it is means nothing where they are no numbers, but an id beyond the vocabulary would index something."""
+    nan, inf = float("nan"), float("inf")
+    logits = torch.zeros(8, vocab)
+    logits[0], logits[1], logits[2] = nan, inf, -inf
+    logits[3, 3], logits[4, 3], logits[5, :-1], logits[6, 1:] = nan, inf, nan, nan
+    logits[7, ::2], logits[7, 1::2] = inf, -inf
+    kinds: list[Row] = [WHOLE, (0.7, 5, 1.0, 0.0, 0.0), (1.0, 0, 0.9, 0.0, 0.99), (1e-36, 3, 0.5, 0.5, 1.0 - 2**-53)]
+    for kind in kinds:
+        drawn = torch.tensor(_drawn(logits, [kind] * len(logits)))
+        assert ((drawn >= 0) & (drawn < vocab)).all(), f"{kind}: {drawn.tolist()}"
+        settings = _settings([kind] * len(logits))
+        drawn = draw_from(draw_probabilities(logits, settings), settings.points)
+        assert ((drawn >= 0) & (drawn < vocab)).all(), f"{kind}: {drawn.tolist()} by probabilities"
