@@ -1,4 +1,4 @@
-"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Some minutes:
+"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Five minutes:
 
 pytest -m grid tests/engine/test_speculation_grid.py
 """
@@ -34,8 +34,10 @@ SAMPLINGS = {
 
 @functools.cache
 def prompts() -> tuple[tuple[int, ...], ...]:
-    files = sorted((ROOT / "benchmarks" / "prompts").glob("unseen_*.jsonl"))
-    return tuple(prompt for file in files for prompt in read_prompts(file, MODEL))[:NUM_PROMPTS]
+    files = sorted((ROOT / "sigmoe" / "loadtest" / "data").glob("medical_*.jsonl"))
+    found = tuple(prompt for file in files for prompt in read_prompts(file, MODEL))[:NUM_PROMPTS]
+    assert len(found) == NUM_PROMPTS
+    return found
 
 
 def shipped(method: DraftMethod, num_drafts: int) -> Engine:
