@@ -1,0 +1,163 @@
+"""What drafting may not cost or change with the shipped model, whose draft models were trained and are often right."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.speculation import PROMPTS, read_prompts
+from engine.build import build_engine
+from engine.config import EngineConfig, KernelChoice, Precision, SpeculationConfig
+from engine.engine import Engine
+from kernels import native
+from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams, TokenDelta, TokenLogprob
+
+MODEL = Path(__file__).parents[2] / "models" / "sigmoe-demo"
+HEAD = "model.safetensors"
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
+METHODS = (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NGRAM)
+
+
+def shipped(
+    method: DraftMethod,
+    precision: Precision = Precision.FP32,
+    draft_dir: Path | None = None,
+    *,
+    is_adaptive: bool = False,
+    max_sequences: int = 32,
+    kernels: KernelChoice = KernelChoice.AUTO,
+) -> Engine:
+    speculation = SpeculationConfig(
+        method=method,
+        draft_dir=None if draft_dir is None else str(draft_dir),
+        max_drafts=3,
+        adaptive=is_adaptive,
+        ngram_shortest=1,
+    )
+    return build_engine(
+        EngineConfig(
+            model_dir=str(MODEL),
+            precision=precision,
+            max_sequences=max_sequences,
+            max_context=512,
+            num_threads=1,
+            kernels=kernels,
+            speculation=speculation,
+        )
+    )
+
+
+@pytest.fixture
+def kernels_again() -> Iterator[None]:
+    """Those that the other tests have, behind a test that chooses."""
+    yield
+    native.use("auto")
+
+
+@functools.cache
+def prompts(number: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(read_prompts(PROMPTS, MODEL)[:number])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    drafts: DraftCounts
+
+
+def answers(engine: Engine, asked: tuple[tuple[int, ...], ...], sampling: SamplingParams = GREEDY) -> list[Answer]:
+    told: dict[str, list[TokenDelta]] = {str(number): [] for number in range(len(asked))}
+    for number, prompt in enumerate(asked):
+        engine.add(Request(request_id=str(number), prompt=prompt, sampling=sampling))
+    while engine.has_work:
+        for delta in engine.step():
+            told[delta.request_id].append(delta)
+    return [
+        Answer(
+            tuple(token for delta in deltas for token in delta.token_ids),
+            tuple(score for delta in deltas for score in delta.logprobs),
+            next(delta.usage.drafts for delta in deltas if delta.usage is not None),
+        )
+        for deltas in told.values()
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_accepted_does_not_depend_on_how_many_run(method: DraftMethod) -> None:
+    """Thirty-two at once, and one after the other."""
+    together = answers(shipped(method), prompts(32))
+    one_by_one = answers(shipped(method, max_sequences=1), prompts(32))
+    assert together == one_by_one
+    assert sum(sum(answer.drafts.accepted) for answer in together) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_drafting_costs_no_hit_in_the_prefix_cache(method: DraftMethod) -> None:
+    """Next turns of conversations, one prompt twice and two with a common beginning, in the same order."""
+    found: list[tuple[int, int]] = []
+    for how in (DraftMethod.NONE, method):
+        engine = shipped(how)
+        first = [answer.tokens for answer in answers(engine, prompts(6))]
+        turns = [(*before, *said, *before[:20]) for before, said in zip(prompts(6), first, strict=True)]
+        for turn in (*turns, turns[0], (*turns[1][:40], *turns[2])):
+            answers(engine, (turn,))
+        stats = engine.stats()
+        found.append((stats.prefix_hit_tokens, stats.prefix_query_tokens))
+    assert found[0] == found[1] and found[0][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "kernels"),
+    [*((method, KernelChoice.AUTO) for method in METHODS), (DraftMethod.EAGLE3, KernelChoice.TORCH)],
+)
+def test_in_bf16_answers_part_only_where_two_tokens_are_about_as_likely(
+    method: DraftMethod, kernels: KernelChoice, kernels_again: None
+) -> None:
+    """A row's last bits may depend on how many rows are beside it; nothing else may (speculative-decoding §9 A 4)."""
+    scored = dataclasses.replace(GREEDY, max_tokens=48, num_logprobs=5)
+    plain = answers(shipped(DraftMethod.NONE, Precision.BF16, kernels=kernels), prompts(16), scored)
+    drafted = answers(shipped(method, Precision.BF16, kernels=kernels), prompts(16), scored)
+    assert sum(sum(answer.drafts.accepted) for answer in drafted) > 0
+    noise, margins, num_equal = 0.0, list[float](), 0
+    for one, other in zip(plain, drafted, strict=True):
+        pairs = itertools.zip_longest(one.tokens, other.tokens)
+        shared = next((at for at, (a, b) in enumerate(pairs) if a != b), len(one.tokens))
+        num_equal += shared == len(one.tokens) == len(other.tokens)
+        for mine, theirs in zip(one.logprobs[:shared], other.logprobs[:shared], strict=True):
+            noise = max(noise, abs(mine.logprob - theirs.logprob))
+        if shared < min(len(one.tokens), len(other.tokens)):
+            likely = dict(one.logprobs[shared].top)
+            margins.append(likely[one.tokens[shared]] - likely.get(other.tokens[shared], float("-inf")))
+    assert noise < 0.1
+    assert all(margin <= 2 * noise for margin in margins), (noise, margins)
+    assert num_equal >= 12
+
+
+def test_a_draft_vocabulary_without_any_token_of_an_answer(tmp_path: Path) -> None:
+    """Nothing is accepted, the answers are right, and drafting comes to rest."""
+    sampling = dataclasses.replace(GREEDY, max_tokens=200, ignore_eos=True)
+    asked = prompts(4)
+    expected = [answer.tokens for answer in answers(shipped(DraftMethod.NONE), asked, sampling)]
+    tensors = load_file(MODEL / "eagle3" / HEAD)
+    ids = torch.arange(len(tensors["d2t"])) + tensors["d2t"]
+    said = {token for tokens in expected for token in tokens}
+    others = [token for token in range(len(tensors["t2d"])) if token not in said][: len(ids)]
+    tensors["d2t"] = torch.tensor(others) - torch.arange(len(ids))
+    tensors["t2d"] = torch.isin(torch.arange(len(tensors["t2d"])), torch.tensor(others))
+    save_file(tensors, tmp_path / HEAD)
+    (tmp_path / "config.json").write_bytes((MODEL / "eagle3" / "config.json").read_bytes())
+    engine = shipped(DraftMethod.EAGLE3, draft_dir=tmp_path, is_adaptive=True)
+    found = answers(engine, asked, sampling)
+    assert [answer.tokens for answer in found] == expected
+    counts = engine.stats().drafts
+    assert sum(counts.accepted) == 0
+    num_steps = len(asked) * (sampling.max_tokens - 1)  # each of which would be a round if nothing came to rest
+    assert 0 < counts.num_rounds < num_steps / 2
