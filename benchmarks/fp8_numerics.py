@@ -129,7 +129,7 @@ def logits(variant: Variant, talks: Sequence[Talk]) -> Tensor:
         model = _load(variant)
         for group in batches(talks, max_tokens=_ROWS, max_length=1024):
             talk = collate(group)
-            batch = whole_talks(talk.tokens, talk.lengths)
+            batch = whole_talks(talk.tokens, talk.lengths, torch.device("cpu"))
             starts = batch.row_starts.tolist()
             rows = [
                 torch.arange(first + t.answer_start, end) - 1

@@ -12,7 +12,9 @@ from cluster.calls import Calls
 from cluster.executor import RankStatus
 from cluster.journal import FleetEvent
 from cluster.responses import draft_counts
+from cluster.sampling_rules import DRAFT_MODELS
 from cluster.serving import Serving, seconds_message
+from scheduler.request import DraftingState, DraftingStatus
 from sigmoe import __version__
 from sigmoe.v1 import admin_service_pb2 as admin
 from sigmoe.v1 import admin_service_pb2_grpc, types_pb2
@@ -23,6 +25,14 @@ _STATES = {
     ReplicaState.SERVING: admin.REPLICA_STATE_SERVING,
     ReplicaState.RECOVERING: admin.REPLICA_STATE_RECOVERING,
     ReplicaState.DRAINING: admin.REPLICA_STATE_DRAINING,
+}
+_DRAFTING_STATES = {
+    DraftingState.OFF: admin.DRAFTING_STATE_OFF,
+    DraftingState.FIXED: admin.DRAFTING_STATE_FIXED,
+    DraftingState.LEARNING: admin.DRAFTING_STATE_LEARNING,
+    DraftingState.DRAFTING: admin.DRAFTING_STATE_DRAFTING,
+    DraftingState.RESTING: admin.DRAFTING_STATE_RESTING,
+    DraftingState.BROKEN: admin.DRAFTING_STATE_BROKEN,
 }
 
 
@@ -145,11 +155,24 @@ def _rank(status: RankStatus) -> admin.RankStatus:
         message.prefix_query_tokens = stats.prefix_query_tokens
         message.prefix_hit_tokens = stats.prefix_hit_tokens
         message.drafts.CopyFrom(draft_counts(stats.drafts) or types_pb2.DraftCounts())
-        message.draft_length = stats.draft_length
-        message.draft_reason = stats.draft_reason
+        message.drafting.extend(map(_drafting, stats.drafting))
+        for first in stats.drafting[:1]:
+            message.draft_length = first.length
+            message.draft_reason = first.reason
+            message.draft_cost_error = first.cost_error
         message.forward_time.CopyFrom(seconds_message(stats.forward_s))
         message.sample_time.CopyFrom(seconds_message(stats.sample_s))
         message.draft_time.CopyFrom(seconds_message(stats.draft_s))
         message.extend_time.CopyFrom(seconds_message(stats.extend_s))
-        message.draft_cost_error = stats.draft_cost_error
     return message
+
+
+def _drafting(status: DraftingStatus) -> admin.DraftingStatus:
+    return admin.DraftingStatus(
+        method=DRAFT_MODELS[status.method],
+        state=_DRAFTING_STATES[status.state],
+        length=status.length,
+        reason=status.reason,
+        drafts=draft_counts(status.counts),
+        cost_error=status.cost_error,
+    )

@@ -1,8 +1,8 @@
 """What travels between gateway and ranks, as msgpack: requests one way, token deltas and statuses the other.
 
 A frame is `[version, kind, body]`. Records travel as arrays in the order of their fields; the delta of a plain
-decode, by far the most frequent, as three elements. Nothing is trusted: whatever is not exactly a frame of this
-version raises FrameError.
+decode, by far the most frequent, as three elements, that of a round as four. Nothing is trusted: whatever is not
+exactly a frame of this version raises FrameError.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import msgpack
 from cluster.executor import RankStatus
 from scheduler.request import (
     DraftCounts,
+    DraftingState,
+    DraftingStatus,
     DraftMethod,
     FinishReason,
     Request,
+    Round,
     SamplingParams,
     SchedulerStats,
     TokenDelta,
@@ -25,12 +28,14 @@ from scheduler.request import (
     Usage,
 )
 
-VERSION = 3
+VERSION = 4
 _REQUEST, _DELTAS, _STATUS = 1, 2, 3
 
 _REASONS = tuple(FinishReason)
 _REASON_NUMBERS = {reason: number for number, reason in enumerate(_REASONS)}
 _METHODS = tuple(DraftMethod)
+_STATES = tuple(DraftingState)
+_MOST_DRAFTS = 64  # in a round
 
 Value = TypeVar("Value")
 Record = TypeVar("Record")
@@ -168,10 +173,14 @@ class _Codec(Generic[Record]):
 def _plain(value: object) -> object:
     if isinstance(value, SamplingParams):
         return _SAMPLING_CODEC.encode(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], DraftingStatus):
+        return [_DRAFTING_CODEC.encode(entry) for entry in value]
     if isinstance(value, SchedulerStats):
         return _STATS_CODEC.encode(value)
     if isinstance(value, DraftCounts):
         return _DRAFTS_CODEC.encode(value)
+    if isinstance(value, DraftingState):
+        return _STATES.index(value)
     return _METHODS.index(value) if isinstance(value, DraftMethod) else value
 
 
@@ -181,7 +190,30 @@ def _method(value: object) -> DraftMethod:
     return _METHODS[value]
 
 
+def _state(value: object) -> DraftingState:
+    if type(value) is not int or not 0 <= value < len(_STATES):
+        raise FrameError(f"unknown state of drafting {value!r}")
+    return _STATES[value]
+
+
 _DRAFTS_CODEC = _Codec(DraftCounts, {"num_rounds": _int, "num_committed": _int, "drafted": _ints, "accepted": _ints})
+_DRAFTING_CODEC = _Codec(
+    DraftingStatus,
+    {
+        "method": _method,
+        "state": _state,
+        "length": _int,
+        "reason": _str,
+        "counts": _DRAFTS_CODEC.decode,
+        "cost_error": _float,
+    },
+)
+
+
+def _drafting(value: object) -> tuple[DraftingStatus, ...]:
+    if type(value) is not tuple:
+        _wrong("an array of draft methods", value)
+    return tuple([_DRAFTING_CODEC.decode(entry) for entry in value])
 
 
 _SAMPLING_CODEC = _Codec(
@@ -231,14 +263,11 @@ _STATS_CODEC = _Codec(
         "num_preemptions": _int,
         "prefix_hit_tokens": _int,
         "prefix_query_tokens": _int,
-        "drafts": _DRAFTS_CODEC.decode,
-        "draft_length": _int,
-        "draft_reason": _str,
+        "drafting": _drafting,
         "forward_s": _float,
         "sample_s": _float,
         "draft_s": _float,
         "extend_s": _float,
-        "draft_cost_error": _float,
     },
 )
 _STATUS_CODEC = _Codec(
@@ -270,7 +299,12 @@ _USAGE_CODEC = _Codec(
         "queue_s": _float,
         "prefill_s": _float,
         "decode_s": _float,
-        "drafts": _DRAFTS_CODEC.decode,
+        "forward_s": _float,
+        "sample_s": _float,
+        "draft_s": _float,
+        "extend_s": _float,
+        "draft_method": _method,
+        "draft_reason": _str,
     },
 )
 
@@ -282,9 +316,10 @@ def _delta_body(delta: TokenDelta) -> tuple[object, ...]:
     head = (delta.request_id, delta.sequence_index, delta.token_ids)
     reason = delta.finish_reason
     if reason is None and not (delta.logprobs or delta.prompt_logprobs or delta.error or delta.usage):
-        return head
+        return (*head, delta.rounds) if delta.rounds else head
     return (
         *head,
+        delta.rounds,
         [(entry.token_id, entry.logprob, entry.top) for entry in delta.logprobs],
         [(entry.token_id, entry.logprob, entry.top) for entry in delta.prompt_logprobs],
         None if reason is None else _REASON_NUMBERS[reason],
@@ -300,21 +335,42 @@ def _delta_list(body: object) -> tuple[TokenDelta, ...]:
 
 
 def _delta(body: object) -> TokenDelta:
-    if type(body) is not tuple or len(body) not in (3, 8):
-        raise FrameError("TokenDelta: expected an array of 3 or 8")
+    if type(body) is not tuple or len(body) not in (3, 4, 9):
+        raise FrameError("TokenDelta: expected an array of 3, 4 or 9")
     request_id, index, token_ids = _str(body[0]), _int(body[1]), _ints(body[2])
     if len(body) == 3:
         return TokenDelta(request_id=request_id, sequence_index=index, token_ids=token_ids)
+    rounds = _rounds(body[3])
+    if len(body) == 4:
+        return TokenDelta(request_id=request_id, sequence_index=index, token_ids=token_ids, rounds=rounds)
     return TokenDelta(
         request_id=request_id,
         sequence_index=index,
         token_ids=token_ids,
-        logprobs=_logprobs(body[3]),
-        prompt_logprobs=_logprobs(body[4]),
-        finish_reason=_reason(body[5]),
-        error=_str(body[6]),
-        usage=None if body[7] is None else _USAGE_CODEC.decode(body[7]),
+        rounds=rounds,
+        logprobs=_logprobs(body[4]),
+        prompt_logprobs=_logprobs(body[5]),
+        finish_reason=_reason(body[6]),
+        error=_str(body[7]),
+        usage=None if body[8] is None else _USAGE_CODEC.decode(body[8]),
     )
+
+
+def _rounds(body: object) -> tuple[Round, ...]:
+    if type(body) is not tuple:
+        _wrong("an array of rounds", body)
+    return tuple([_round(entry) for entry in body])
+
+
+def _round(body: object) -> Round:
+    if type(body) is not tuple or len(body) != 3:
+        raise FrameError("Round: expected an array of 3")
+    num_drafted, num_accepted, num_committed = body
+    if not type(num_drafted) is type(num_accepted) is type(num_committed) is int:
+        raise FrameError("Round: expected an array of integers")
+    if not 0 <= num_accepted <= num_drafted <= _MOST_DRAFTS or num_committed < 0:
+        raise FrameError(f"Round: {body} is none")
+    return Round(num_drafted, num_accepted, num_committed)
 
 
 def _logprobs(body: object) -> tuple[TokenLogprob, ...]:

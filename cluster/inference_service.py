@@ -123,7 +123,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             token_ids=prepared.request.prompt,
             logprobs=logprob_messages(entries, serving.model.tokenizer.piece),
             total_logprob=sum(entry.logprob for entry in entries),
-            usage=None if last.usage is None else usage_message(last.usage),
+            usage=None if last.usage is None else usage_message(last.usage, last.drafts),
         )
 
 

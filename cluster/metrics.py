@@ -11,9 +11,12 @@ from google.protobuf import duration_pb2
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from sigmoe.sampling import draft_name
 from sigmoe.v1 import admin_service_pb2 as admin
 
 _RANK = ("replica", "rank")
+_METHOD = (*_RANK, "method")
+_OfMethod = tuple[tuple[str, str, str], admin.DraftingStatus]  # with its labels
 
 _RANK_GAUGES = {
     "sequences_waiting": ("waiting_sequences", "Sequences waiting for a place."),
@@ -23,8 +26,6 @@ _RANK_GAUGES = {
     "kv_blocks_cached": ("kv_blocks_cached", "Blocks whose contents the prefix cache can serve again."),
     "weight_bytes": ("weight_bytes", "Bytes of weights."),
     "kv_bytes": ("kv_bytes", "Bytes of the KV cache."),
-    "draft_length": ("draft_length", "Tokens drafted for each sequence at present."),
-    "draft_cost_error_ratio": ("draft_cost_error", "Error of the step times expected when drafts are chosen, of late."),
 }
 _RANK_COUNTERS = {
     "steps": ("steps", "Steps."),
@@ -120,17 +121,51 @@ def _steps(ranks: list[tuple[tuple[str, str], admin.RankStatus]]) -> Iterable[Me
 
 
 def _drafts(ranks: list[tuple[tuple[str, str], admin.RankStatus]]) -> Iterable[Metric]:
-    rounds = CounterMetricFamily("sigmoe_draft_rounds", "Verifications of drafts.", labels=_RANK)
-    committed = CounterMetricFamily(
-        "sigmoe_draft_committed_tokens", "Tokens that these verifications brought.", labels=_RANK
+    by_method = [
+        ((*label, draft_name(drafting.method)), drafting) for label, rank in ranks for drafting in rank.drafting
+    ]
+    return *_present_drafts(by_method), *_draft_counters(by_method)
+
+
+def _present_drafts(by_method: list[_OfMethod]) -> Iterable[Metric]:
+    states = GaugeMetricFamily(
+        "sigmoe_drafting_state",
+        "1 for the state that a draft method is in: off (no request has asked for it), fixed (always as many as are"
+        " allowed), learning (whether drafts pay), drafting, resting (none pay at present) or broken (switched off,"
+        " since next to nothing was accepted: the draft model must be wrong).",
+        labels=(*_METHOD, "state"),
     )
-    places = (*_RANK, "position")
+    length = GaugeMetricFamily(
+        "sigmoe_draft_length", "Tokens drafted for each sequence at present, by draft method.", labels=_METHOD
+    )
+    error = GaugeMetricFamily(
+        "sigmoe_draft_cost_error_ratio",
+        "Error of the step times expected when drafts are chosen, of late.",
+        labels=_METHOD,
+    )
+    for label, drafting in by_method:
+        for name, state in admin.DraftingState.items():
+            if state != admin.DRAFTING_STATE_UNSPECIFIED:
+                is_in = float(drafting.state == state)
+                states.add_metric((*label, name.removeprefix("DRAFTING_STATE_").lower()), is_in)
+        length.add_metric(label, drafting.length)
+        error.add_metric(label, drafting.cost_error)
+    return states, length, error
+
+
+def _draft_counters(by_method: list[_OfMethod]) -> Iterable[Metric]:
+    rounds = CounterMetricFamily("sigmoe_draft_rounds", "Verifications of drafts, by draft method.", labels=_METHOD)
+    committed = CounterMetricFamily(
+        "sigmoe_draft_committed_tokens", "Tokens that these verifications brought.", labels=_METHOD
+    )
+    places = (*_METHOD, "position")
     drafted = CounterMetricFamily("sigmoe_drafted_tokens", "Tokens drafted, by position from 1.", labels=places)
     accepted = CounterMetricFamily("sigmoe_accepted_tokens", "Of these, tokens accepted.", labels=places)
-    for label, rank in ranks:
-        rounds.add_metric(label, rank.drafts.rounds)
-        committed.add_metric(label, rank.drafts.committed_tokens)
-        for counter, counts in ((drafted, rank.drafts.drafted), (accepted, rank.drafts.accepted)):
+    for label, drafting in by_method:
+        drafts = drafting.drafts
+        rounds.add_metric(label, drafts.rounds)
+        committed.add_metric(label, drafts.committed_tokens)
+        for counter, counts in ((drafted, drafts.drafted), (accepted, drafts.accepted)):
             for position, count in enumerate(counts, start=1):
                 counter.add_metric((*label, str(position)), count)
     return rounds, committed, drafted, accepted

@@ -19,7 +19,16 @@ from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from model.config import ModelConfig
-from scheduler.request import FinishReason, Request, RequestRefused, SamplingParams, TokenDelta, TokenLogprob, Usage
+from scheduler.request import (
+    DraftCounts,
+    FinishReason,
+    Request,
+    RequestRefused,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+    Usage,
+)
 
 Prompt = str | Sequence[int]
 
@@ -40,6 +49,7 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     usage: Usage | None = None
+    drafts: DraftCounts | None = None
 
 
 class OfflineEngine:
@@ -153,4 +163,5 @@ class _Part:
             logprobs=chunk.logprobs,
             prompt_logprobs=chunk.prompt_logprobs,
             usage=chunk.usage,
+            drafts=chunk.drafts,
         )

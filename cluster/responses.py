@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from cluster.sampling_rules import DRAFT_MODELS
 from cluster.sequence_stream import Chunk, num_candidates
 from cluster.serving import seconds_message
 from scheduler.request import DraftCounts, FinishReason, TokenLogprob, Usage
@@ -52,7 +53,7 @@ def stream_responses(
         prompt_logprobs=logprob_messages(prompt_logprobs, text_of),
         finish_reason=None if chunk.finish_reason is None else _REASONS[chunk.finish_reason],
         error=chunk.error,
-        usage=None if chunk.usage is None else usage_message(chunk.usage),
+        usage=None if chunk.usage is None else usage_message(chunk.usage, chunk.drafts),
     )
 
 
@@ -67,20 +68,21 @@ def logprob_messages(entries: Iterable[TokenLogprob], text_of: TextOf) -> list[t
     ]
 
 
-def draft_counts(counts: DraftCounts) -> types_pb2.DraftCounts | None:
+def draft_counts(counts: DraftCounts | None) -> types_pb2.DraftCounts | None:
     """What drafting brought; None where there was no round."""
-    if not counts.num_rounds:
+    if counts is None or not counts.num_rounds:
         return None
     return types_pb2.DraftCounts(
         rounds=counts.num_rounds,
         committed_tokens=counts.num_committed,
         drafted=counts.drafted,
         accepted=counts.accepted,
+        rounds_by_length=counts.rounds_by_length,
     )
 
 
-def usage_message(usage: Usage) -> types_pb2.Usage:
-    """What a sequence cost."""
+def usage_message(usage: Usage, drafts: DraftCounts | None) -> types_pb2.Usage:
+    """What a sequence cost, and what drafting brought it."""
     return types_pb2.Usage(
         prompt_tokens=usage.num_prompt_tokens,
         cached_tokens=usage.num_cached_tokens,
@@ -89,7 +91,13 @@ def usage_message(usage: Usage) -> types_pb2.Usage:
         queue_time=seconds_message(usage.queue_s),
         prefill_time=seconds_message(usage.prefill_s),
         decode_time=seconds_message(usage.decode_s),
-        drafts=draft_counts(usage.drafts),
+        drafts=draft_counts(drafts),
+        draft_method=DRAFT_MODELS[usage.draft_method],
+        draft_reason=usage.draft_reason,
+        forward_time=seconds_message(usage.forward_s),
+        sample_time=seconds_message(usage.sample_s),
+        draft_time=seconds_message(usage.draft_s),
+        extend_time=seconds_message(usage.extend_s),
     )
 
 

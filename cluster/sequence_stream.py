@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.stop_strings import StopAutomaton, StopMatcher
-from scheduler.request import FinishReason, TokenDelta, TokenLogprob, Usage
+from scheduler.draft_tally import DraftTally
+from scheduler.request import DraftCounts, FinishReason, TokenDelta, TokenLogprob, Usage
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What is new of one sequence. The last one carries reason and usage."""
+    """What is new of one sequence. The last one carries reason, usage and what drafting brought."""
 
     index: int
     text: str = ""
@@ -24,6 +25,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     error: str = ""
     usage: Usage | None = None
+    drafts: DraftCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class SequenceStream:
     """Collects what a rank reports of one sequence until the client takes it. Ends exactly once.
 
     A stop string closes the text at once; the ending itself waits for the rank's last word, which has the usage.
-    Bytes that never became a whole character are dropped at the end.
+    Bytes that never became a whole character are dropped at the end. Rounds are counted as their tokens are taken, so
+    that what a rank ran behind a stop string counts not, and what a rank brought that was lost does.
     """
 
     def __init__(self, index: int, num_prompt_tokens: int, rules: TextRules) -> None:
@@ -58,6 +61,7 @@ class SequenceStream:
         self._rules = rules
         self._utf8 = _utf8_decoder("replace")
         self._matcher = None if rules.stops is None else StopMatcher(rules.stops)
+        self._tally = DraftTally()
         self._num_taken = 0  # of token_ids
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -100,6 +104,7 @@ class SequenceStream:
             finish_reason=reason,
             error=error,
             usage=usage,
+            drafts=None if usage is None else self._tally.counts(),
         )
         self._num_taken = len(self.token_ids)
         self._text.clear()
@@ -125,6 +130,8 @@ class SequenceStream:
                 self._text.append(text)
             if self.is_stopped:
                 break
+        if delta.rounds:
+            self._tally.take(delta.rounds, num_tokens)
         self._logprobs.extend(delta.logprobs[:num_tokens])
         self.num_pending += num_tokens + num_candidates(delta.logprobs)
 
@@ -134,16 +141,7 @@ class SequenceStream:
             return Usage(
                 num_prompt_tokens=self._num_prompt_tokens, num_cached_tokens=0, num_output_tokens=len(self.token_ids)
             )
-        return Usage(
-            num_prompt_tokens=usage.num_prompt_tokens,
-            num_cached_tokens=usage.num_cached_tokens,
-            num_output_tokens=len(self.token_ids),
-            num_preemptions=usage.num_preemptions,
-            queue_s=usage.queue_s,
-            prefill_s=usage.prefill_s,
-            decode_s=usage.decode_s,
-            drafts=usage.drafts,
-        )
+        return replace(usage, num_output_tokens=len(self.token_ids))
 
 
 def num_candidates(logprobs: Iterable[TokenLogprob]) -> int:

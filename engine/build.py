@@ -72,7 +72,7 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
             rank=config.rank,
             size=config.group_size,
             epoch=config.epoch,
-            device=_device(config.device).type,
+            device=chosen_device(config.device).type,
             timeout_s=config.group_timeout_s,
         )
         lockstep = GroupLockstep(_world(), store, config.epoch)
@@ -92,7 +92,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     report = on_progress or (lambda stage, done, total: None)
     _choose_kernels(config)
     model_config = ModelConfig.from_dir(config.model_dir)
-    dtype, device = activation_dtype(config), _device(config.device)
+    dtype, device = activation_dtype(config), chosen_device(config.device)
     cache_dtype = kv_dtype(config)
     placement = Placement.even(model_config.num_experts, config.group_size)
     dispatcher = _dispatcher(config, placement, device)
@@ -156,7 +156,7 @@ def _choose_kernels(config: EngineConfig) -> None:
         config.kernels.value, amx=config.use_amx, num_threads=num_threads, batch_invariant=config.batch_invariant
     )
     if config.batch_invariant:
-        kernels.native.demand_batch_invariance(_device(config.device))
+        kernels.native.demand_batch_invariance(chosen_device(config.device))
     if kernels.native.library() is not None:
         # torch's own few operations are small then, and its threads wait for one another: see docs/decisions.md.
         torch.set_num_threads(1)
@@ -176,7 +176,8 @@ def _hundredths(report: Progress) -> Callable[[int, int], None]:
     return on_bytes
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device that a configuration means: "auto" is a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from math import inf
 
-from scheduler.request import TokenDelta
+from scheduler.request import ALONE, Round, TokenDelta
 
 # A take costs 1 to 2 ms of processor time over Ray, and each stream's response some 0.2 ms in the gateway; on a small
 # machine the steps lack both. So streams move in beats, faster than the eye reads, that leave the steps most of it.
@@ -127,13 +127,19 @@ def _joined(deltas: list[TokenDelta]) -> TokenDelta:
     if len(deltas) == 1:
         return deltas[0]
     last = deltas[-1]
+    has_rounds = any(delta.rounds for delta in deltas)
     return TokenDelta(
         request_id=last.request_id,
         sequence_index=last.sequence_index,
         token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        rounds=tuple(chain.from_iterable(map(_rounds_of, deltas))) if has_rounds else (),
         logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
         prompt_logprobs=deltas[0].prompt_logprobs,  # they come with the first
         finish_reason=last.finish_reason,
         error=last.error,
         usage=last.usage,
     )
+
+
+def _rounds_of(delta: TokenDelta) -> tuple[Round, ...]:
+    return delta.rounds or (ALONE,) * len(delta.token_ids)

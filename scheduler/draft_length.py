@@ -15,6 +15,7 @@ from scheduler.draft_delivery import Delivery
 from scheduler.draft_judge import BROKEN_ROUNDS, DraftJudge
 from scheduler.draft_odds import DraftOdds, SharedOdds, Truth, reach
 from scheduler.model_cost import RUN
+from scheduler.request import DraftingState
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class DraftLength:
         `measured`: what steps cost, as far as it is known from the start.
         """
         self.length = max_drafts  # the longest that any sequence has
-        self.reason = "starting" if is_adaptive else "fixed"
+        self.reason = "starting" if is_adaptive else f"k={max_drafts}: fixed"
         self.is_broken = False
         self._max_drafts = max_drafts
         self._is_adaptive = is_adaptive
@@ -112,6 +113,19 @@ class DraftLength:
     def is_sampling(self) -> bool:
         """Whether what is proposed now has no price, so that it tells the odds of all and not of the lucky."""
         return self._sampled_at == self._step
+
+    @property
+    def state(self) -> DraftingState:
+        """What it does, in a word."""
+        if self.is_broken:
+            return DraftingState.BROKEN
+        if not self._is_adaptive:
+            return DraftingState.FIXED
+        if self._trial_left:
+            return DraftingState.LEARNING
+        if self.is_off or not self._choice.length:
+            return DraftingState.RESTING
+        return DraftingState.LEARNING if self._is_learning else DraftingState.DRAFTING
 
     @property
     def expected(self) -> list[float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.request import DraftCounts
+from collections.abc import Iterable
+
+from scheduler.request import DraftCounts, Round
 
 
 class DraftTally:
@@ -14,8 +16,17 @@ class DraftTally:
         self._drafted: list[int] = []
         self._accepted: list[int] = []
 
+    def take(self, rounds: Iterable[Round], num_tokens: int) -> None:
+        """Count rounds of which so many tokens were taken; the others ran in vain."""
+        for num_drafted, num_accepted, num_committed in rounds:
+            if num_tokens <= 0:
+                return
+            if num_drafted:
+                self.add(num_drafted, num_accepted, min(num_committed, num_tokens))
+            num_tokens -= num_committed
+
     def add(self, num_drafted: int, num_accepted: int, num_committed: int) -> None:
-        """One verification. Fewer tokens are committed than accepted where the sequence ends among them."""
+        """One verification of at least one draft; see `Round`."""
         self.num_rounds += 1
         self.num_committed += num_committed
         missing = num_drafted - len(self._drafted)

@@ -12,7 +12,7 @@ from scheduler.draft_length import DraftLength
 from scheduler.draft_tally import DraftTally
 from scheduler.limits import SchedulerConfig
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult
-from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams
+from scheduler.request import DraftingStatus, DraftMethod, Request, Round, SamplingParams
 from scheduler.sequence import Drafting, Sequence
 
 _LISTEN_EVERY = 16  # steps, while nothing drafts
@@ -43,7 +43,10 @@ class DraftPlanner:
         self._context_limit = config.context_limit
         self._tables = tables
         self._lengths: dict[DraftMethod, DraftLength] = {}  # of the methods in use
-        self._total = DraftTally()
+        self._tallies: dict[DraftMethod, DraftTally] = {}  # all rounds of each
+        by_default = (config.draft_method,) if config.draft_method is not DraftMethod.NONE else ()
+        self._status = tuple(DraftingStatus(method=method) for method in by_default)
+        self._is_news = False  # since the status was made
         self._expected: Mapping[int, Foreseen] = {}  # of the next step, by sequence id
         self._foreseen: Mapping[int, Foreseen] = {}  # of the one being planned
         self._num_live = 0  # sequences of the last step
@@ -68,10 +71,11 @@ class DraftPlanner:
             return None
         if method not in self._lengths:
             self._tell_rested()
-            self._lengths[method] = self._new_length(method)
-            self.rests = False
+            self._lengths[method], self._tallies[method] = self._new_length(method), DraftTally()
+            self.rests, self._is_news = False, True
         return Drafting(
             method=method,
+            control=self._lengths[method],
             odds=self._lengths[method].new_odds(),
             max_drafts=limit,
             is_foreseeable=_is_foreseeable(request.sampling),
@@ -93,7 +97,9 @@ class DraftPlanner:
         drafting = sequence.drafting
         if drafting is None or not drafting.method.has_kv:
             sequence.is_followed = False
-        elif sequence.is_followed:
+            return
+        drafting.has_missed = not sequence.is_followed
+        if sequence.is_followed:
             sequence.is_followed = self._length(drafting.method).follows_next()
             self._look_whether_all_rest()
             self._num_missed = 0
@@ -109,6 +115,7 @@ class DraftPlanner:
             self._num_rested += 1
             return
         self._tell_rested()
+        self._is_news = True
         self._num_resting = len(decodes)
         for method, length in self._lengths.items():
             is_followed = method.has_kv and any(sequence.is_followed for sequence in decodes)
@@ -185,8 +192,10 @@ class DraftPlanner:
         """Plan the next step as foreseen, by sequence id."""
         self._expected = foreseen
 
-    def settle(self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, num_kept: int) -> None:
-        """Take over what a step brought a sequence: the end of a round, and new drafts."""
+    def settle(
+        self, sequence: Sequence, planned: SequencePlan, outcome: SequenceResult, num_kept: int
+    ) -> tuple[Round, ...]:
+        """Take over what a step brought a sequence: the end of a round, which it returns, and new drafts."""
         drafting = sequence.drafting
         assert drafting is not None, f"sequence {sequence.sequence_id} drafts nothing"
         assert len(outcome.draft_ids) <= planned.num_proposals, (
@@ -203,19 +212,21 @@ class DraftPlanner:
         # Those beyond the end of the output were verified in vain, whatever came of them.
         num_drafted = min(num_drafted, self._room(sequence) + num_kept)
         num_accepted = min(num_accepted, num_drafted)
-        if num_drafted > 0:
-            length = self._lengths[drafting.method]
-            length.observe_round(
-                drafting.odds,
-                num_drafted,
-                num_accepted,
-                num_kept - 1,
-                is_sample=is_sample,
-                is_fair=drafting.is_foreseeable,
-            )
-            self._is_still = self._is_still and not length.is_broken
-            for tally in (drafting.tally, self._total):
-                tally.add(num_drafted, num_accepted, num_kept)
+        if num_drafted <= 0:
+            return ()
+        length = self._lengths[drafting.method]
+        length.observe_round(
+            drafting.odds,
+            num_drafted,
+            num_accepted,
+            num_kept - 1,
+            is_sample=is_sample,
+            is_fair=drafting.is_foreseeable,
+        )
+        self._is_still = self._is_still and not length.is_broken
+        self._tallies[drafting.method].add(num_drafted, num_accepted, num_kept)
+        self._is_news = True
+        return (Round(num_drafted, num_accepted, num_kept),)
 
     def end_step(self, plan: StepPlan, result: StepResult, host_s: float) -> None:
         """Learn what a step cost, `host_s` of it the scheduler. Where nobody listens, it tells nothing new.
@@ -227,7 +238,7 @@ class DraftPlanner:
             return
         if not (self._is_due(plan) if self.rests else any(length.is_listening for length in self._lengths.values())):
             return
-        times = result.times
+        self._is_news, times = True, result.times
         proposals = [planned.num_proposals for planned in plan.sequences if planned.num_proposals]
         chunks = [len(planned.token_ids) for planned in plan.sequences if _is_chunk(planned)]
         num_stay = [
@@ -258,21 +269,26 @@ class DraftPlanner:
                 told = replace(step, num_followed=len(proposals), num_passes=0, extend_s=extend_s)
             length.observe_step(told)
 
-    def counts(self) -> DraftCounts:
-        """All rounds so far."""
-        return self._total.counts()
+    def status(self) -> tuple[DraftingStatus, ...]:
+        """What every method in use does now and brought so far; what requests get by default comes first."""
+        if self._is_news:
+            self._is_news = False
+            methods = dict.fromkeys((*(one.method for one in self._status), *self._lengths))
+            self._status = tuple(map(self._status_of, methods))
+        return self._status
 
-    @property
-    def present(self) -> tuple[int, str]:
-        """The length drafted now, and why, of the method that requests get by default."""
-        length = self._lengths.get(self._config.draft_method)
-        return (0, "") if length is None else (length.length, length.reason)
-
-    @property
-    def cost_error(self) -> float:
-        """How far off the times are that it expects of steps, with the method that requests get by default."""
-        length = self._lengths.get(self._config.draft_method)
-        return 0.0 if length is None else length.cost_error
+    def _status_of(self, method: DraftMethod) -> DraftingStatus:
+        length = self._lengths.get(method)
+        if length is None:
+            return DraftingStatus(method=method)
+        return DraftingStatus(
+            method=method,
+            state=length.state,
+            length=0 if length.is_off else length.length,
+            reason=length.reason,
+            counts=self._tallies[method].counts(),
+            cost_error=length.cost_error,
+        )
 
     def _new_length(self, method: DraftMethod) -> DraftLength:
         measured = self._config.measured

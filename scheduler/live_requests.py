@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+from scheduler.plan import StepTimes
 from scheduler.queue_policy import Line
 from scheduler.request import Request
 from scheduler.sequence import Sequence
@@ -21,7 +22,11 @@ class LiveRequest:
 
 
 class LiveRequests:
-    """Keeps every unfinished sequence in exactly one place: held, waiting or running."""
+    """Keeps every unfinished sequence in exactly one place: held, waiting or running.
+
+    A sequence has run for as long as all steps took between its start and its stop or end. `times` is what they took
+    until now; those before its start are taken off first.
+    """
 
     def __init__(self) -> None:
         self.waiting: Line[Sequence] = Line()
@@ -53,10 +58,12 @@ class LiveRequests:
         for sequence in sequences[: len(sequences) - len(live.held)]:
             self.wait(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence, times: StepTimes) -> None:
         """Take out a sequence that has ended, and with the last one its request."""
         live = self.of(sequence)
         self.let_go(live)
+        if sequence.is_running:
+            sequence.ran += times
         line = self.running if sequence.is_running else self.waiting
         line.remove(sequence.turn, sequence.sequence_id)
         del live.unfinished[sequence.sequence_id]
@@ -69,13 +76,15 @@ class LiveRequests:
         """Put a sequence without blocks in line."""
         self.waiting.add(sequence.turn, sequence.sequence_id, sequence)
 
-    def start(self, sequence: Sequence) -> None:
+    def start(self, sequence: Sequence, times: StepTimes) -> None:
         """Move a sequence from waiting to running."""
+        sequence.ran -= times
         self.waiting.remove(sequence.turn, sequence.sequence_id)
         self.running.add(sequence.turn, sequence.sequence_id, sequence)
 
-    def stop(self, sequence: Sequence) -> None:
+    def stop(self, sequence: Sequence, times: StepTimes) -> None:
         """Move a sequence from running back to waiting."""
+        sequence.ran += times
         self.running.remove(sequence.turn, sequence.sequence_id)
         self.wait(sequence)
 

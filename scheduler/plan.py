@@ -95,6 +95,24 @@ class StepTimes:
     draft_s: float = 0.0  # the draft model's passes, or the look-up
     extend_s: float = 0.0  # of these, the pass that follows the rows of the step
 
+    def __add__(self, other: StepTimes) -> StepTimes:
+        """Of both together."""
+        return StepTimes(
+            forward_s=self.forward_s + other.forward_s,
+            sample_s=self.sample_s + other.sample_s,
+            draft_s=self.draft_s + other.draft_s,
+            extend_s=self.extend_s + other.extend_s,
+        )
+
+    def __sub__(self, other: StepTimes) -> StepTimes:
+        """What came to the other since."""
+        return StepTimes(
+            forward_s=self.forward_s - other.forward_s,
+            sample_s=self.sample_s - other.sample_s,
+            draft_s=self.draft_s - other.draft_s,
+            extend_s=self.extend_s - other.extend_s,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import zip_longest
+from operator import add
+from typing import NamedTuple
 
 
 class RequestRefused(ValueError):
@@ -101,6 +104,20 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), most likely first
 
 
+class Round(NamedTuple):
+    """One verification; without drafts, a token that came alone.
+
+    Fewer tokens are committed than accepted where the sequence ends among them.
+    """
+
+    num_drafted: int
+    num_accepted: int
+    num_committed: int
+
+
+ALONE = Round(num_drafted=0, num_accepted=0, num_committed=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCounts:
     """What drafting brought; tau = committed / rounds. Entry i of a tuple counts drafts at place i + 1 of a round."""
@@ -110,10 +127,55 @@ class DraftCounts:
     drafted: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
 
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        """Of both together."""
+        return DraftCounts(
+            num_rounds=self.num_rounds + other.num_rounds,
+            num_committed=self.num_committed + other.num_committed,
+            drafted=_sums(self.drafted, other.drafted),
+            accepted=_sums(self.accepted, other.accepted),
+        )
+
+    @property
+    def rounds_by_length(self) -> tuple[int, ...]:
+        """Entry i: rounds of i + 1 drafts."""
+        return tuple(map(int.__sub__, self.drafted, (*self.drafted[1:], 0)))
+
+
+def _sums(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip_longest(one, other, fillvalue=0)))
+
+
+class DraftingState(enum.Enum):
+    """What a draft method does on a rank. It is in exactly one state."""
+
+    OFF = "off"  # no request has asked for it
+    FIXED = "fixed"  # it always drafts as many as are allowed
+    LEARNING = "learning"  # it drafts to find out whether that pays
+    DRAFTING = "drafting"  # as many as pay
+    RESTING = "resting"  # no drafts, since none pay at present
+    BROKEN = "broken"  # switched off for good: next to nothing was accepted, so that the draft model must be wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftingStatus:
+    """One draft method on one rank."""
+
+    method: DraftMethod
+    state: DraftingState = DraftingState.OFF
+    length: int = 0  # tokens drafted per sequence at present
+    reason: str = ""  # why that many, for an operator to read
+    counts: DraftCounts = DraftCounts()  # since the start
+    cost_error: float = 0.0  # of the times expected when drafts are chosen: relative, of late
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one sequence cost. Times in seconds."""
+    """What one sequence cost on the rank that it ended on. Times in seconds.
+
+    The times of phases (see StepTimes) are of whole steps, which all sequences of a batch share: of those that ran
+    while the sequence had its place.
+    """
 
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -122,16 +184,25 @@ class Usage:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    drafts: DraftCounts = DraftCounts()
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    draft_s: float = 0.0
+    extend_s: float = 0.0
+    draft_method: DraftMethod = DraftMethod.NONE  # what was to draft for it
+    draft_reason: str = ""  # of the length chosen last, or why it had no drafts at all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
-    """What one step added to one sequence. The last one of a sequence carries its reason and its usage."""
+    """What one step added to one sequence. The last one of a sequence carries its reason and its usage.
+
+    `rounds` is empty where every token came alone; else they stand for all tokens, in order.
+    """
 
     request_id: str
     sequence_index: int  # first_sequence_index .. first_sequence_index + num_sequences - 1
     token_ids: tuple[int, ...] = ()
+    rounds: tuple[Round, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id when asked for
     # Position i scores prompt token i + 1; sent once, with the first delta of sequence 0.
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
@@ -153,11 +224,13 @@ class SchedulerStats:
     num_preemptions: int = 0
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
-    drafts: DraftCounts = DraftCounts()
-    draft_length: int = 0  # tokens drafted per sequence at present
-    draft_reason: str = ""  # why that many, for an operator to read
+    drafting: tuple[DraftingStatus, ...] = ()  # by method: what requests get by default first, if anything
     forward_s: float = 0.0  # seconds since the start in the phases of steps; see StepTimes
     sample_s: float = 0.0
     draft_s: float = 0.0
     extend_s: float = 0.0
-    draft_cost_error: float = 0.0  # of the times expected when drafts are chosen: relative, of late
+
+    @property
+    def drafts(self) -> DraftCounts:
+        """What all methods brought together."""
+        return reduce(add, [one.counts for one in self.drafting], DraftCounts())

@@ -11,7 +11,16 @@ from scheduler.limits import SchedulerConfig, refuse_impossible
 from scheduler.live_requests import LiveRequest, LiveRequests
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepTimes, num_draft_passes
 from scheduler.queue_policy import service_order, turn
-from scheduler.request import DraftMethod, FinishReason, QueueFull, Request, RequestRefused, SchedulerStats, TokenDelta
+from scheduler.request import (
+    DraftMethod,
+    FinishReason,
+    QueueFull,
+    Request,
+    RequestRefused,
+    Round,
+    SchedulerStats,
+    TokenDelta,
+)
 from scheduler.sequence import Sequence, stop_ids
 
 __all__ = ["Scheduler", "SchedulerConfig"]
@@ -110,11 +119,11 @@ class Scheduler:
         now_s = self._clock()
         in_flight, self._in_flight = self._in_flight, {}
         deltas, self._ended = self._ended, []
+        self._times += result.times
         for planned, outcome in zip(plan.sequences, result.sequences, strict=True):
             sequence = in_flight[planned.sequence_id]
             if sequence.finish_reason is None and (delta := self._advance(sequence, planned, outcome, now_s)):
                 deltas.append(delta)
-        self._add_times(result.times)
         if not self._drafting.is_idle:
             end_s = self._clock()
             self._drafting.end_step(plan, result, self._planning_s + self._learning_s + end_s - now_s)
@@ -136,7 +145,6 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """A snapshot of queues, blocks and drafting."""
-        draft_length, draft_reason = self._drafting.present
         return SchedulerStats(
             num_waiting=len(self._live.waiting) + self._live.num_held,
             num_running=len(self._live.running),
@@ -147,14 +155,11 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             prefix_hit_tokens=self._tables.prefix_hit_tokens,
             prefix_query_tokens=self._tables.prefix_query_tokens,
-            drafts=self._drafting.counts(),
-            draft_length=draft_length,
-            draft_reason=draft_reason,
+            drafting=self._drafting.status(),
             forward_s=self._times.forward_s,
             sample_s=self._times.sample_s,
             draft_s=self._times.draft_s,
             extend_s=self._times.extend_s,
-            draft_cost_error=self._drafting.cost_error,
         )
 
     def check(self) -> None:
@@ -291,7 +296,7 @@ class Scheduler:
         insists = self._drafting.insists_on_following(sequence)
         if not self._tables.fill(sequence, num_spare=len(self._live.running), must_be_followed=insists):
             return False
-        self._live.start(sequence)
+        self._live.start(sequence, self._times)
         self._drafting.enter(sequence)
         if sequence.started_s is None:
             sequence.started_s = now_s
@@ -300,7 +305,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take all blocks back from a running sequence; it waits in its old place and computes everything again."""
-        self._live.stop(sequence)
+        self._live.stop(sequence, self._times)
         self._tables.release(sequence)
         sequence.drafts = ()
         sequence.num_preemptions += 1
@@ -335,8 +340,9 @@ class Scheduler:
         # A row with logits stays only if its token was kept; all others were known to be right.
         sequence.num_computed = planned.start + len(planned.token_ids) - num_logit_rows + num_kept
         self._tables.publish(sequence, planned.start)
+        rounds: tuple[Round, ...] = ()
         if planned.draft_method is not DraftMethod.NONE:
-            self._drafting.settle(sequence, planned, outcome, num_kept)
+            rounds = self._drafting.settle(sequence, planned, outcome, num_kept)
         if sequence.prompt_scores is not None:
             sequence.prompt_scores += outcome.prompt_logprobs
         if self._live.num_held and sequence.num_computed >= sequence.num_prompt:
@@ -345,9 +351,11 @@ class Scheduler:
             return None
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
-        return self._tell(sequence, outcome, num_kept, now_s)
+        return self._tell(sequence, outcome, num_kept, rounds, now_s)
 
-    def _tell(self, sequence: Sequence, outcome: SequenceResult, num_kept: int, now_s: float) -> TokenDelta:
+    def _tell(
+        self, sequence: Sequence, outcome: SequenceResult, num_kept: int, rounds: tuple[Round, ...], now_s: float
+    ) -> TokenDelta:
         """What a step added to a sequence, which ends here if it has a reason or nothing left to compute."""
         reason = sequence.finish_reason if sequence.num_outstanding else FinishReason.LENGTH
         if reason is not None:
@@ -356,19 +364,11 @@ class Scheduler:
             request_id=sequence.request.request_id,
             sequence_index=sequence.index,
             token_ids=outcome.token_ids[:num_kept],
+            rounds=rounds,
             logprobs=outcome.logprobs[:num_kept],
             prompt_logprobs=sequence.take_prompt_scores(),
             finish_reason=reason,
             usage=None if reason is None else sequence.usage(now_s),
-        )
-
-    def _add_times(self, times: StepTimes) -> None:
-        before = self._times
-        self._times = StepTimes(
-            forward_s=before.forward_s + times.forward_s,
-            sample_s=before.sample_s + times.sample_s,
-            draft_s=before.draft_s + times.draft_s,
-            extend_s=before.extend_s + times.extend_s,
         )
 
     def _end_all(self, live: LiveRequest, reason: FinishReason, now_s: float) -> None:
@@ -390,7 +390,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
         """The one way out. Blocks of a step in flight may go at once: nobody gets them before the next plan."""
         sequence.finish_reason = reason
-        self._live.remove(sequence)
+        self._live.remove(sequence, self._times)
         self._tables.release(sequence)
 
 

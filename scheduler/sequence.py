@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scheduler.draft_length import DraftLength
 from scheduler.draft_odds import DraftOdds
-from scheduler.draft_tally import DraftTally
-from scheduler.plan import SequencePlan
-from scheduler.request import DraftCounts, DraftMethod, FinishReason, Request, SamplingParams, TokenLogprob, Usage
+from scheduler.plan import SequencePlan, StepTimes
+from scheduler.request import DraftMethod, FinishReason, Request, SamplingParams, TokenLogprob, Usage
+
+_MISSED = "its beginning was in the prefix cache without the draft model's part"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -15,10 +17,11 @@ class Drafting:
     """What is kept about drafting for one sequence."""
 
     method: DraftMethod
+    control: DraftLength
     odds: DraftOdds
     max_drafts: int
     is_foreseeable: bool  # whether its rounds tell a right draft model from a wrong one
-    tally: DraftTally = field(default_factory=DraftTally)
+    has_missed: bool = False  # it started behind rows that the draft model has not seen
     is_sample: bool = False  # whether its present drafts were asked for at no price, and tell what all may expect
     asks_sample: bool = False  # the same of those that the planned step proposes
 
@@ -52,6 +55,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # of the prompt, at the first start
     num_preemptions: int = 0
+    ran: StepTimes = field(default_factory=StepTimes)  # what steps took while it held a place; see LiveRequests
     started_s: float | None = None
     first_token_s: float | None = None
 
@@ -161,8 +165,19 @@ class Sequence:
             queue_s=started_s - self.arrival_s,
             prefill_s=first_token_s - started_s,
             decode_s=now_s - first_token_s,
-            drafts=DraftCounts() if self.drafting is None else self.drafting.tally.counts(),
+            forward_s=self.ran.forward_s,
+            sample_s=self.ran.sample_s,
+            draft_s=self.ran.draft_s,
+            extend_s=self.ran.extend_s,
+            draft_method=DraftMethod.NONE if self.drafting is None else self.drafting.method,
+            draft_reason=self._draft_reason,
         )
+
+    @property
+    def _draft_reason(self) -> str:
+        if self.drafting is None:
+            return ""
+        return _MISSED if self.drafting.has_missed and not self.is_followed else self.drafting.control.reason
 
 
 def _reads_history(sampling: SamplingParams) -> bool:

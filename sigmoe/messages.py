@@ -17,6 +17,7 @@ Response = inference_service_pb2.GenerateResponse | inference_service_pb2.ChatRe
 
 _REASONS: dict[int, results.FinishReason] = dict(enumerate(get_args(results.FinishReason), start=1))
 _RANK_STATES = ("unknown", "starting", "serving", "lost")
+_DRAFTING_STATES = ("unknown", "off", "fixed", "learning", "drafting", "resting", "broken")
 _REPLICA_STATES = ("unknown", "starting", "serving", "recovering", "draining")
 
 
@@ -216,6 +217,12 @@ def _usage(usage: types_pb2.Usage) -> results.Usage:
         prefill_s=usage.prefill_time.ToTimedelta().total_seconds(),
         decode_s=usage.decode_time.ToTimedelta().total_seconds(),
         drafts=_drafts(usage.drafts) if usage.HasField("drafts") else None,
+        draft_method=draft_name(usage.draft_method),
+        draft_reason=usage.draft_reason,
+        forward_s=usage.forward_time.ToTimedelta().total_seconds(),
+        sample_s=usage.sample_time.ToTimedelta().total_seconds(),
+        draft_s=usage.draft_time.ToTimedelta().total_seconds(),
+        extend_s=usage.extend_time.ToTimedelta().total_seconds(),
     )
 
 
@@ -225,6 +232,19 @@ def _drafts(counts: types_pb2.DraftCounts) -> results.Drafts:
         committed_tokens=counts.committed_tokens,
         drafted=tuple(counts.drafted),
         accepted=tuple(counts.accepted),
+        rounds_by_length=tuple(counts.rounds_by_length),
+    )
+
+
+def _drafting(status: admin_service_pb2.DraftingStatus) -> results.Drafting:
+    is_known = status.state < len(_DRAFTING_STATES)
+    return results.Drafting(
+        method=draft_name(status.method),
+        state=_DRAFTING_STATES[status.state] if is_known else "unknown",  # type: ignore[arg-type]
+        length=status.length,
+        reason=status.reason,
+        drafts=_drafts(status.drafts),
+        cost_error=status.cost_error,
     )
 
 
@@ -287,5 +307,6 @@ def _rank(rank: admin_service_pb2.RankStatus) -> results.RankState:
         draft_s=rank.draft_time.ToTimedelta().total_seconds(),
         extend_s=rank.extend_time.ToTimedelta().total_seconds(),
         draft_cost_error=rank.draft_cost_error,
+        drafting=tuple(map(_drafting, rank.drafting)),
         replica=rank.replica,
     )

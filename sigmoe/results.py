@@ -40,6 +40,7 @@ class Drafts:
     committed_tokens: int
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
+    rounds_by_length: tuple[int, ...] = ()  # entry i: rounds of i + 1 drafts
 
     @property
     def tau(self) -> float | None:
@@ -49,7 +50,7 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one sequence cost; times in seconds."""
+    """What one sequence cost; times in seconds. Field meanings as in types.proto."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -59,6 +60,12 @@ class Usage:
     prefill_s: float
     decode_s: float
     drafts: Drafts | None = None  # None where nothing was drafted
+    draft_method: str = "off"  # as `Sampling.draft` names it
+    draft_reason: str = ""
+    forward_s: float = 0.0  # this and those below of whole steps, which all sequences of a batch share
+    sample_s: float = 0.0
+    draft_s: float = 0.0
+    extend_s: float = 0.0  # of draft_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +157,18 @@ class GatewayState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """One draft method on one rank. Field meanings as in admin_service.proto."""
+
+    method: str  # as `Sampling.draft` names it
+    state: Literal["unknown", "off", "fixed", "learning", "drafting", "resting", "broken"]
+    length: int
+    reason: str
+    drafts: Drafts
+    cost_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankState:
     """One rank: one process, one device. Field meanings as in admin_service.proto."""
 
@@ -182,6 +201,7 @@ class RankState:
     draft_s: float
     extend_s: float  # of draft_s
     draft_cost_error: float
+    drafting: tuple[Drafting, ...] = ()
     replica: int = 0
 
 

@@ -20,7 +20,7 @@ from engine.graphs.steps import BucketSteps, Launched, StepWorld
 from engine.runner import Foresight, Runner, nothing_foreseen
 from kernels.step.values import StepBefore
 from model.sampling import no_finite_logits
-from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
+from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape
 
 
 class GraphRunner:
@@ -97,7 +97,7 @@ class GraphRunner:
             )
             done = self._eager.run(late)
             of_sequence |= _by_id(rest, done.sequences)
-            times = _together(times, done.times)
+            times += done.times
         results = tuple(of_sequence[planned.sequence_id] for planned in plan.sequences)
         if self._ahead is not None:
             self._ahead = self._ahead.knowing(results)
@@ -136,13 +136,3 @@ def results_of(sequences: Sequence[SequencePlan], outputs: StepOutputs) -> tuple
 
 def _by_id(sequences: Sequence[SequencePlan], results: Sequence[SequenceResult]) -> dict[int, SequenceResult]:
     return {planned.sequence_id: result for planned, result in zip(sequences, results, strict=True)}
-
-
-def _together(one: StepTimes, other: StepTimes) -> StepTimes:
-    """Of two parts of a step, one behind the other."""
-    return StepTimes(
-        forward_s=one.forward_s + other.forward_s,
-        sample_s=one.sample_s + other.sample_s,
-        draft_s=one.draft_s + other.draft_s,
-        extend_s=one.extend_s + other.extend_s,
-    )

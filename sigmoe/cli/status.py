@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sigmoe.cli.options import add_connection, connect
 from sigmoe.cli.output import print_json
-from sigmoe.results import Cluster, Fleet, RankState
+from sigmoe.results import Cluster, Drafting, Fleet, RankState
 
 _DESCRIPTION = """\
 Show replicas, ranks, KV cache, queues and expert load. The last line shades each expert by the rows routed to it,
@@ -96,18 +96,22 @@ def _rank_lines(rank: RankState, *, has_replicas: bool) -> list[str]:
         f"  work   {rank.generated_tokens} tokens in {rank.steps} steps, {mib:.0f} MiB of weights, {rank.kernels}",
         f"  time   {rank.forward_s:.1f} s in the model, {rank.sample_s:.1f} s sampling, {rank.draft_s:.1f} s drafting "
         f"({rank.extend_s:.1f} s of it following)",
-        *_draft_lines(rank),
+        *map(_draft_line, rank.drafting),
     ]
 
 
-def _draft_lines(rank: RankState) -> list[str]:
-    """Tokens a round, acceptance by place, the present length and why; nothing where nothing drafts."""
-    drafts = rank.drafts
-    if drafts.tau is None and not rank.draft_reason:
-        return []
-    accepted = " ".join(f"{100 * a / d:.0f}%" for a, d in zip(drafts.accepted, drafts.drafted, strict=False) if d)
-    brought = "no round yet" if drafts.tau is None else f"{drafts.tau:.2f} tokens a round, accepted {accepted}"
-    return [f"  drafts {brought}; {rank.draft_reason}"]
+def _draft_line(drafting: Drafting) -> str:
+    """What a draft method does and brought, acceptance by place, the present length and why."""
+    drafts = drafting.drafts
+    brought = "no round yet"
+    if drafts.tau is not None:
+        accepted = " ".join(f"{100 * a / d:.0f}%" for a, d in zip(drafts.accepted, drafts.drafted, strict=False) if d)
+        brought = (
+            f"{sum(drafts.drafted)} drafted, {drafts.committed_tokens} committed, {drafts.tau:.2f} tokens a round, "
+            f"accepted {accepted}"
+        )
+    why = f"; {drafting.reason}" if drafting.reason else ""
+    return f"  drafts {drafting.method} {drafting.state}, {drafting.length} at a time: {brought}{why}"
 
 
 def _bar(part: int, whole: int, width: int = 20) -> str:

@@ -15,6 +15,18 @@ Train a small head that drafts tokens ahead of a model (EAGLE3), from the model'
 Every stage goes on where it was stopped, as long as --work stays the same. docs/training-drafts.md has the recipe.
 """
 
+_ABOVE_ZERO = (
+    "minutes",
+    "vocab_size",
+    "width",
+    "steps",
+    "max_answer",
+    "max_length",
+    "batch_tokens",
+    "ranks",
+    "threads",
+)
+
 _EPILOG = """\
 example:
   sigmoe train-draft --model models/sigmoe-demo --questions train.jsonl --held-out unseen.jsonl --out head --minutes 25
@@ -47,6 +59,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--steps", type=int, default=5, help="drafts a chain is trained for (default: %(default)s)")
     parser.add_argument("--max-answer", type=int, default=160, help="tokens of an answer (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a talk (default: %(default)s)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=4096, help="tokens of a step on each rank (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", help="a running `sigmoe serve` of this model, to answer the questions"
+    )
+    parser.add_argument(
+        "--answers-only", action="store_true", help="stop behind the answers: their server's GPUs are for the training"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="processes that share the experts and the talks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="rank r has GPU r (default: GPUs if there are any)",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=20, help="of everything drawn (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -74,6 +104,11 @@ def run(args: argparse.Namespace) -> int:
             num_steps=args.steps,
             max_answer=args.max_answer,
             max_length=args.max_length,
+            batch_tokens=args.batch_tokens,
+            server=args.server,
+            answers_only=args.answers_only,
+            ranks=args.ranks,
+            device=args.device,
             num_threads=args.threads,
             seed=args.seed,
         )
@@ -86,9 +121,10 @@ def _check(args: argparse.Namespace) -> None:
     for flag, path in (("--questions", args.questions), ("--held-out", args.held_out)):
         if not path.is_file():
             raise ValueError(f"{flag}: {path} is no file")
-    for flag in ("minutes", "vocab_size", "steps", "max_answer", "max_length", "threads"):
-        if getattr(args, flag) <= 0:
-            raise ValueError(f"--{flag.replace('_', '-')}: {getattr(args, flag)} is not allowed: above 0 is")
+    for flag in _ABOVE_ZERO:
+        given = getattr(args, flag)
+        if given is not None and given <= 0:
+            raise ValueError(f"--{flag.replace('_', '-')}: {given} is not allowed: above 0 is")
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -26,6 +26,16 @@ class RankState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RANK_STATE_STARTING: _ClassVar[RankState]
     RANK_STATE_SERVING: _ClassVar[RankState]
     RANK_STATE_LOST: _ClassVar[RankState]
+
+class DraftingState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DRAFTING_STATE_UNSPECIFIED: _ClassVar[DraftingState]
+    DRAFTING_STATE_OFF: _ClassVar[DraftingState]
+    DRAFTING_STATE_FIXED: _ClassVar[DraftingState]
+    DRAFTING_STATE_LEARNING: _ClassVar[DraftingState]
+    DRAFTING_STATE_DRAFTING: _ClassVar[DraftingState]
+    DRAFTING_STATE_RESTING: _ClassVar[DraftingState]
+    DRAFTING_STATE_BROKEN: _ClassVar[DraftingState]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_STARTING: ReplicaState
 REPLICA_STATE_SERVING: ReplicaState
@@ -35,6 +45,13 @@ RANK_STATE_UNSPECIFIED: RankState
 RANK_STATE_STARTING: RankState
 RANK_STATE_SERVING: RankState
 RANK_STATE_LOST: RankState
+DRAFTING_STATE_UNSPECIFIED: DraftingState
+DRAFTING_STATE_OFF: DraftingState
+DRAFTING_STATE_FIXED: DraftingState
+DRAFTING_STATE_LEARNING: DraftingState
+DRAFTING_STATE_DRAFTING: DraftingState
+DRAFTING_STATE_RESTING: DraftingState
+DRAFTING_STATE_BROKEN: DraftingState
 
 class GetClusterRequest(_message.Message):
     __slots__ = ()
@@ -160,8 +177,24 @@ class GatewayStatus(_message.Message):
     streamed_tokens: int
     def __init__(self, active_requests: _Optional[int] = ..., max_requests: _Optional[int] = ..., ended_requests: _Optional[_Mapping[str, int]] = ..., resumed_requests: _Optional[int] = ..., streamed_tokens: _Optional[int] = ...) -> None: ...
 
+class DraftingStatus(_message.Message):
+    __slots__ = ("method", "state", "length", "reason", "drafts", "cost_error")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    COST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    method: _types_pb2.DraftMethod
+    state: DraftingState
+    length: int
+    reason: str
+    drafts: _types_pb2.DraftCounts
+    cost_error: float
+    def __init__(self, method: _Optional[_Union[_types_pb2.DraftMethod, str]] = ..., state: _Optional[_Union[DraftingState, str]] = ..., length: _Optional[int] = ..., reason: _Optional[str] = ..., drafts: _Optional[_Union[_types_pb2.DraftCounts, _Mapping]] = ..., cost_error: _Optional[float] = ...) -> None: ...
+
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "state", "device", "host", "pid", "experts", "waiting_sequences", "running_sequences", "kv_blocks", "kv_blocks_free", "kv_blocks_cached", "kv_block_size", "steps", "generated_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "weight_bytes", "kv_bytes", "expert_tokens", "kernels", "drafts", "draft_length", "draft_reason", "forward_time", "sample_time", "draft_time", "extend_time", "draft_cost_error", "replica")
+    __slots__ = ("rank", "state", "device", "host", "pid", "experts", "waiting_sequences", "running_sequences", "kv_blocks", "kv_blocks_free", "kv_blocks_cached", "kv_block_size", "steps", "generated_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "weight_bytes", "kv_bytes", "expert_tokens", "kernels", "drafts", "draft_length", "draft_reason", "forward_time", "sample_time", "draft_time", "extend_time", "draft_cost_error", "replica", "drafting")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +225,7 @@ class RankStatus(_message.Message):
     EXTEND_TIME_FIELD_NUMBER: _ClassVar[int]
     DRAFT_COST_ERROR_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    DRAFTING_FIELD_NUMBER: _ClassVar[int]
     rank: int
     state: RankState
     device: str
@@ -222,4 +256,5 @@ class RankStatus(_message.Message):
     extend_time: _duration_pb2.Duration
     draft_cost_error: float
     replica: int
-    def __init__(self, rank: _Optional[int] = ..., state: _Optional[_Union[RankState, str]] = ..., device: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., waiting_sequences: _Optional[int] = ..., running_sequences: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kernels: _Optional[str] = ..., drafts: _Optional[_Union[_types_pb2.DraftCounts, _Mapping]] = ..., draft_length: _Optional[int] = ..., draft_reason: _Optional[str] = ..., forward_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., sample_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draft_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., extend_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draft_cost_error: _Optional[float] = ..., replica: _Optional[int] = ...) -> None: ...
+    drafting: _containers.RepeatedCompositeFieldContainer[DraftingStatus]
+    def __init__(self, rank: _Optional[int] = ..., state: _Optional[_Union[RankState, str]] = ..., device: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., waiting_sequences: _Optional[int] = ..., running_sequences: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., kernels: _Optional[str] = ..., drafts: _Optional[_Union[_types_pb2.DraftCounts, _Mapping]] = ..., draft_length: _Optional[int] = ..., draft_reason: _Optional[str] = ..., forward_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., sample_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draft_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., extend_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draft_cost_error: _Optional[float] = ..., replica: _Optional[int] = ..., drafting: _Optional[_Iterable[_Union[DraftingStatus, _Mapping]]] = ...) -> None: ...

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.executor import RankStatus
 from cluster.frames import (
+    _DRAFTING_CODEC,
+    _DRAFTS_CODEC,
     _REQUEST_CODEC,
     _SAMPLING_CODEC,
     _STATS_CODEC,
@@ -29,9 +31,12 @@ from cluster.frames import (
 )
 from scheduler.request import (
     DraftCounts,
+    DraftingState,
+    DraftingStatus,
     DraftMethod,
     FinishReason,
     Request,
+    Round,
     SamplingParams,
     SchedulerStats,
     TokenDelta,
@@ -78,9 +83,20 @@ requests = st.builds(
 )
 logprobs = st.lists(st.builds(TokenLogprob, token_id=int64s, logprob=floats, top=pairs), max_size=3).map(tuple)
 draft_counts = st.builds(DraftCounts, num_rounds=int64s, num_committed=int64s, drafted=tokens, accepted=tokens)
+draftings = st.builds(
+    DraftingStatus,
+    method=st.sampled_from(DraftMethod),
+    state=st.sampled_from(DraftingState),
+    length=int64s,
+    reason=texts,
+    counts=draft_counts,
+    cost_error=floats,
+)
+rounds = st.tuples(st.integers(0, 64), st.integers(0, 64), st.integers(0, 2**64 - 1)).map(
+    lambda one: Round(max(one[0], one[1]), min(one[0], one[1]), one[2])
+)
 usages = st.builds(
     Usage,
-    drafts=draft_counts,
     num_prompt_tokens=int64s,
     num_cached_tokens=int64s,
     num_output_tokens=int64s,
@@ -88,28 +104,34 @@ usages = st.builds(
     queue_s=floats,
     prefill_s=floats,
     decode_s=floats,
+    forward_s=floats,
+    sample_s=floats,
+    draft_s=floats,
+    extend_s=floats,
+    draft_method=st.sampled_from(DraftMethod),
+    draft_reason=texts,
 )
 deltas = st.builds(
     TokenDelta,
     request_id=texts,
     sequence_index=int64s,
     token_ids=tokens,
+    rounds=st.just(()) | st.lists(rounds, max_size=3).map(tuple),
     logprobs=st.just(()) | logprobs,
     prompt_logprobs=st.just(()) | logprobs,
     finish_reason=st.none() | st.sampled_from(FinishReason),
     error=st.just("") | texts,
     usage=st.none() | usages,
 )
-_STATS_FLOATS = ("forward_s", "sample_s", "draft_s", "extend_s", "draft_cost_error")
+_STATS_FLOATS = ("forward_s", "sample_s", "draft_s", "extend_s")
 stats = st.builds(
     SchedulerStats,
     **{
         field.name: floats if field.name in _STATS_FLOATS else int64s
         for field in dataclasses.fields(SchedulerStats)
-        if field.name not in ("drafts", "draft_reason")
+        if field.name != "drafting"
     },
-    drafts=draft_counts,
-    draft_reason=texts,
+    drafting=st.lists(draftings, max_size=2).map(tuple),
 )
 statuses = st.builds(
     RankStatus,
@@ -156,6 +178,8 @@ def test_a_status_comes_back(status: RankStatus) -> None:
         (SamplingParams, _SAMPLING_CODEC),
         (Request, _REQUEST_CODEC),
         (SchedulerStats, _STATS_CODEC),
+        (DraftingStatus, _DRAFTING_CODEC),
+        (DraftCounts, _DRAFTS_CODEC),
         (RankStatus, _STATUS_CODEC),
         (Usage, _USAGE_CODEC),
     ],
@@ -208,6 +232,12 @@ def test_a_damaged_request_never_crashes(request: Request, data: st.DataObject) 
         return
 
 
+@pytest.mark.parametrize("entry", [(1, 2, 1), (-1, -1, 1), (65, 0, 1), (1, 1, -1), (1, 1), (1, 1, "1"), 1])
+def test_what_is_no_round_is_refused(entry: object) -> None:
+    with pytest.raises(FrameError):
+        decode_deltas(msgpack.packb((VERSION, 2, [("a", 0, (1,), (entry,))])))
+
+
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(FrameError):
         decode_deltas(b"\x91" * 100_000 + b"\x01")
@@ -238,3 +268,5 @@ def test_a_number_beyond_64_bits_does_not_fit() -> None:
 def test_a_plain_decode_is_small() -> None:
     delta = TokenDelta(request_id="0123456789abcdef", sequence_index=0, token_ids=(151_000,))
     assert len(encode_deltas([delta] * 32)) < 32 * 28
+    of_round = dataclasses.replace(delta, token_ids=(151_000,) * 3, rounds=(Round(3, 2, 3),))
+    assert len(encode_deltas([of_round] * 32)) < 32 * (28 + 10 + 5)

@@ -15,7 +15,7 @@ from sigmoe.cli.status import picture
 from sigmoe.v1 import admin_service_pb2, inference_service_pb2, types_pb2
 from tests.cluster.checkpoint_folder import write_checkpoint_folder
 from tests.cluster.conftest import World
-from tests.cluster.grpc_calls import generate, violations
+from tests.cluster.grpc_calls import Answer, answers, generate, violations
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,50 @@ async def test_a_request_drafts_as_it_asks(world: World) -> None:
     assert drafts is not None and drafts.drafts is not None
     assert len(drafts.drafts.drafted) == 2 and drafts.drafts.tau is not None and drafts.drafts.tau > 1.0
     cluster = messages.cluster(await world.admin.GetCluster(admin_service_pb2.GetClusterRequest()))
-    assert cluster.ranks[0].drafts == drafts.drafts
-    assert "tokens a round, accepted" in str(picture(cluster))
+    assert sum(drafts.drafts.rounds_by_length) == drafts.drafts.rounds
+    assert (drafts.draft_method, drafts.draft_reason) == ("ngram", "k=3: fixed")
+    (looked_up,) = cluster.ranks[0].drafting
+    assert cluster.ranks[0].drafts == looked_up.drafts == drafts.drafts
+    assert (looked_up.method, looked_up.state, looked_up.length) == ("ngram", "fixed", 3)
+    told = f"{sum(looked_up.drafts.drafted)} drafted, {looked_up.drafts.committed_tokens} committed, "
+    line = f"  drafts ngram fixed, 3 at a time: {told}{looked_up.drafts.tau:.2f} tokens a round, accepted "
+    assert line in str(picture(cluster)) and "; k=3: fixed\n" in str(picture(cluster))
+
+
+def test_a_draft_method_without_a_round_is_shown_as_well() -> None:
+    states = admin_service_pb2.DraftingState.keys()
+    of_rank = [
+        admin_service_pb2.DraftingStatus(method=types_pb2.DRAFT_METHOD_EAGLE3, state=state, reason="why")
+        for state in states
+    ]
+    response = admin_service_pb2.GetClusterResponse(ranks=[admin_service_pb2.RankStatus(drafting=of_rank)])
+    cluster = messages.cluster(response)
+    shown = [line for line in str(picture(cluster)).splitlines() if line.startswith("  drafts")]
+    named = ("unknown", "off", "fixed", "learning", "drafting", "resting", "broken")
+    assert shown == [f"  drafts eagle3 {name}, 0 at a time: no round yet; why" for name in named]
+
+
+async def told_once_stopped(world: World, **fields: Any) -> Answer:
+    (answer,) = (await answers(world.inference.Generate(generate(max_tokens=40, **fields)))).values()
+    return answer
+
+
+async def test_a_stop_string_ends_rounds_tokens_and_figures_together(world: World) -> None:
+    """Wherever it ends: in front of a round, inside one, behind the drafts that were accepted."""
+    whole = await told_once_stopped(world)
+    num_cut = 0
+    for place in range(4, len(whole.text) - 2, 3):
+        stop = whole.text[place : place + 3]
+        plain = await told_once_stopped(world, stop=[stop], draft=types_pb2.DRAFT_METHOD_OFF)
+        drafted = await told_once_stopped(world, stop=[stop], draft=types_pb2.DRAFT_METHOD_NGRAM)
+        assert plain.usage is not None and drafted.usage is not None
+        assert (drafted.text, drafted.token_ids, drafted.endings) == (plain.text, plain.token_ids, plain.endings)
+        assert drafted.usage.output_tokens == plain.usage.output_tokens == len(drafted.token_ids)
+        counts = drafted.usage.drafts
+        assert counts.committed_tokens < drafted.usage.output_tokens, "the first token comes with the prompt"
+        assert counts.rounds <= counts.committed_tokens <= counts.rounds + sum(counts.accepted)
+        num_cut += counts.committed_tokens < counts.rounds + sum(counts.accepted)
+    assert num_cut > 0, "some end inside the accepted drafts of a round"
 
 
 async def test_drafting_off_leaves_no_trace(world: World) -> None:

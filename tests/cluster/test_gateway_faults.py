@@ -16,7 +16,7 @@ from engine.simulated_runner import simulated_output
 from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta
 from sigmoe.errors import Cancelled, DeadlineExceeded, Overloaded, ServerFailure, Unavailable
 from sigmoe.v1 import inference_service_pb2 as pb
-from sigmoe.v1 import inference_service_pb2_grpc
+from sigmoe.v1 import inference_service_pb2_grpc, types_pb2
 from tests.cluster.checkpoint_folder import VOCAB_SIZE
 from tests.cluster.conftest import Start, World
 from tests.cluster.grpc_calls import answers, failure, generate
@@ -157,6 +157,27 @@ async def test_a_stream_goes_on_when_its_rank_dies(start: Start, fields: dict[st
         }
         assert all(request.sampling.num_prompt_logprobs is None for request in resumed if request.resumed)
         assert await health(world) == health_pb2.HealthCheckResponse.SERVING
+        await world.settled()
+
+
+async def test_what_a_lost_rank_drafted_is_counted_with_the_rest(start: Start) -> None:
+    async with start(num_ranks=2) as world:
+        world.executor.hold(after_steps=12)
+        request = generate(PROMPT, max_tokens=60, draft=types_pb2.DRAFT_METHOD_NGRAM)
+        reading = asyncio.create_task(answers(world.inference.Generate(request)))
+        await until(lambda: world.executor.is_holding)
+        ((home, _),) = world.executor.submitted
+        before = world.executor.engines[home].stats().drafts
+        await world.executor.kill(home)
+        world.executor.go()
+        (found,) = (await reading).values()
+        behind = world.executor.engines[1 - home].stats().drafts
+        assert found.token_ids == expected(60) and before.num_rounds > 0 and behind.num_rounds > 0
+        assert found.usage is not None
+        drafts, both = found.usage.drafts, before + behind
+        assert (drafts.rounds, drafts.committed_tokens) == (both.num_rounds, both.num_committed)
+        assert (tuple(drafts.drafted), tuple(drafts.accepted)) == (both.drafted, both.accepted)
+        assert tuple(drafts.rounds_by_length) == both.rounds_by_length and sum(both.rounds_by_length) == both.num_rounds
         await world.settled()
 
 

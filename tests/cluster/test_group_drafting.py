@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from benchmarks.speculation import PROMPTS, read_prompts
 from cluster.local_executor import LocalExecutor
 from engine.config import SpeculationConfig
+from scheduler.draft_tally import DraftTally
 from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams, TokenDelta
 from tests.cluster.executor_contract import started, tiny_config, tokens
 from tests.engine.checkpoints import tiny_checkpoint
@@ -20,6 +23,14 @@ pytestmark = pytest.mark.slow
 
 SHAPE = "C"
 MODEL = Path(__file__).parents[2] / "models" / "sigmoe-demo"
+
+
+def counts_of(deltas: Iterable[TokenDelta]) -> dict[tuple[str, int], DraftCounts]:
+    """What drafting brought to each sequence."""
+    tallies: dict[tuple[str, int], DraftTally] = defaultdict(DraftTally)
+    for delta in deltas:
+        tallies[delta.request_id, delta.sequence_index].take(delta.rounds, len(delta.token_ids))
+    return {key: tally.counts() for key, tally in tallies.items()}
 
 
 async def drafted(method: DraftMethod, num_ranks: int, placed: list[tuple[int, Request]]) -> list[DraftCounts]:
@@ -43,7 +54,7 @@ async def drafted(method: DraftMethod, num_ranks: int, placed: list[tuple[int, R
         told: list[TokenDelta] = [delta for name, of_request in deltas.items() if name in known for delta in of_request]
         expected = {key: value for key, value in alone(SHAPE).items() if key[0] in {name for name in deltas}}
         assert outcome_of(told) == expected
-        return sorted((delta.usage.drafts for delta in told if delta.usage is not None), key=lambda counts: str(counts))
+        return list(counts_of(told).values())
 
 
 async def shipped(method: DraftMethod, num_ranks: int) -> dict[str, tuple[tuple[int, ...], DraftCounts]]:
@@ -66,10 +77,7 @@ async def shipped(method: DraftMethod, num_ranks: int) -> dict[str, tuple[tuple[
                 number % num_ranks, Request(request_id=str(number), prompt=prompt, sampling=sampling)
             )
         deltas = await group.collect({str(number): 1 for number in range(8)})
-    return {
-        name: (tokens(told), next(delta.usage.drafts for delta in told if delta.usage is not None))
-        for name, told in deltas.items()
-    }
+    return {name: (tokens(told), counts_of(told)[name, 0]) for name, told in deltas.items()}
 
 
 @pytest.mark.parametrize("method", [DraftMethod.EAGLE3, DraftMethod.MTP])

@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.gateway import CannotListen, Gateway
 from cluster.gateway_config import GatewayConfig
+from cluster.metrics import families
 from sigmoe import Sampling, messages
-from sigmoe.v1 import admin_service_pb2
+from sigmoe.v1 import admin_service_pb2, types_pb2
 from tests.cluster.conftest import Start, World
 from tests.cluster.grpc_calls import generate
 
@@ -52,14 +53,41 @@ async def test_metrics_and_status_tell_the_same(start: Start) -> None:
         assert samples["sigmoe_rank_serving", (("device", rank.device), ("host", rank.host), *labels)] == 1
         assert samples["sigmoe_generated_tokens_total", labels] == rank.generated_tokens
         assert samples["sigmoe_kv_blocks", labels] == rank.kv_blocks > 0
-        assert samples["sigmoe_draft_rounds_total", labels] == rank.drafts.rounds > 0
-        assert samples["sigmoe_draft_committed_tokens_total", labels] == rank.drafts.committed_tokens
+        (looked_up,) = rank.drafting
+        of_method = (("method", "ngram"), *labels)
+        assert looked_up.drafts == rank.drafts and looked_up.state == "fixed"
+        assert samples["sigmoe_draft_rounds_total", of_method] == rank.drafts.rounds > 0
+        assert samples["sigmoe_draft_committed_tokens_total", of_method] == rank.drafts.committed_tokens
+        assert samples["sigmoe_draft_length", of_method] == looked_up.length == 3
+        assert samples["sigmoe_draft_cost_error_ratio", of_method] == looked_up.cost_error
         for name, counts in (("drafted", rank.drafts.drafted), ("accepted", rank.drafts.accepted)):
             for position, count in enumerate(counts, start=1):
-                key = (f"sigmoe_{name}_tokens_total", (("position", str(position)), *labels))
+                key = (f"sigmoe_{name}_tokens_total", tuple(sorted((*of_method, ("position", str(position))))))
                 assert samples[key] == count
+        states = {
+            dict(key)["state"]: value for (name, key), value in samples.items() if name == "sigmoe_drafting_state"
+        }
+        assert states == {"fixed": 1} | dict.fromkeys(("off", "learning", "drafting", "resting", "broken"), 0)
         phases = [samples["sigmoe_step_seconds_total", (("phase", phase), *labels)] for phase in ("extend", "draft")]
         assert sum(phases) == pytest.approx(rank.draft_s)
+
+
+def test_a_broken_head_and_a_resting_one_show_as_such() -> None:
+    of_rank = [
+        admin_service_pb2.DraftingStatus(method=method, state=state)
+        for method, state in (
+            (types_pb2.DRAFT_METHOD_EAGLE3, admin_service_pb2.DRAFTING_STATE_BROKEN),
+            (types_pb2.DRAFT_METHOD_NGRAM, admin_service_pb2.DRAFTING_STATE_RESTING),
+        )
+    ]
+    cluster = admin_service_pb2.GetClusterResponse(ranks=[admin_service_pb2.RankStatus(rank=3, drafting=of_rank)])
+    (states,) = [family for family in families(cluster) if family.name == "sigmoe_drafting_state"]
+    assert len(states.samples) == 2 * 6
+    on = [sample.labels for sample in states.samples if sample.value]
+    assert on == [
+        {"replica": "0", "rank": "3", "method": "eagle3", "state": "broken"},
+        {"replica": "0", "rank": "3", "method": "ngram", "state": "resting"},
+    ]
 
 
 async def test_latencies_are_counted_once_for_each_call_and_sequence(start: Start) -> None:

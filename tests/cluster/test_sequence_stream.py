@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cluster.sequence_stream import Chunk, SequenceStream, TextRules
 from cluster.stop_strings import StopAutomaton
 from cluster.tokenizer import Tokenizer
-from scheduler.request import FinishReason, TokenDelta, TokenLogprob, Usage
+from scheduler.request import ALONE, DraftCounts, FinishReason, Round, TokenDelta, TokenLogprob, Usage
 from tests.cluster.checkpoint_folder import END, ROLE_END, train_tokenizer
 
 TOKENIZER = Tokenizer(train_tokenizer())
@@ -83,6 +83,43 @@ def test_a_stop_string_across_tokens_ends_text_and_tokens_there() -> None:
     assert chunk.token_ids == tuple(stream.token_ids) == (*first, second[0])
     assert chunk.usage is not None and chunk.usage.num_output_tokens == len(stream.token_ids)
     assert chunk.usage.decode_s == 2.5
+
+
+def test_rounds_are_counted_as_far_as_their_tokens_are_taken() -> None:
+    """The stop string ends in the second of the round's three tokens; what the rank ran behind it is nobody's."""
+    ids = [ids_of(character)[0] for character in "abcdef"]
+    stream = sequence(rules("cd"))
+    stream.push(delta(ids[0]))
+    stream.push(delta(*ids[1:3], rounds=(Round(1, 1, 2),)))
+    stream.push(delta(*ids[3:], rounds=(Round(3, 2, 3),)))
+    stream.push(delta(*ids, rounds=(Round(5, 5, 6),)))
+    assert stream.take().drafts is None, "they come with the end"
+    stream.push(delta(reason=FinishReason.CANCELLED, usage=USAGE))
+    chunk = stream.take()
+    assert chunk.token_ids == () and chunk.usage is not None and chunk.usage.num_output_tokens == 4
+    assert chunk.drafts == DraftCounts(num_rounds=2, num_committed=2 + 1, drafted=(2, 1, 1), accepted=(2, 1, 0))
+    assert chunk.drafts.rounds_by_length == (1, 0, 1)
+
+
+@pytest.mark.parametrize("stop", ["a", "b", "c", "d", "e"])
+def test_rounds_of_several_steps_in_one_delta_are_cut_as_well(stop: str) -> None:
+    ids = [ids_of(character)[0] for character in "abcde"]
+    steps = (ALONE, Round(2, 1, 2), ALONE, Round(1, 0, 1))
+    stream = sequence(rules(stop))
+    stream.push(delta(*ids, rounds=steps, reason=FinishReason.LENGTH, usage=USAGE))
+    drafts = stream.take().drafts
+    assert drafts is not None
+    found = (drafts.num_rounds, drafts.num_committed, drafts.drafted, drafts.accepted)
+    assert (
+        found
+        == {
+            "a": (0, 0, (), ()),
+            "b": (1, 1, (1, 1), (1, 0)),
+            "c": (1, 2, (1, 1), (1, 0)),
+            "d": (1, 2, (1, 1), (1, 0)),
+            "e": (2, 3, (2, 1), (1, 0)),
+        }[stop]
+    )
 
 
 def test_what_was_held_back_comes_with_another_end() -> None:

@@ -17,6 +17,7 @@ from engine.build import build_engine
 from engine.config import EngineConfig, KernelChoice, Precision, SpeculationConfig
 from engine.engine import Engine
 from kernels import native
+from scheduler.draft_tally import DraftTally
 from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams, TokenDelta, TokenLogprob
 
 MODEL = Path(__file__).parents[2] / "models" / "sigmoe-demo"
@@ -80,14 +81,15 @@ def answers(engine: Engine, asked: tuple[tuple[int, ...], ...], sampling: Sampli
     while engine.has_work:
         for delta in engine.step():
             told[delta.request_id].append(delta)
-    return [
-        Answer(
-            tuple(token for delta in deltas for token in delta.token_ids),
-            tuple(score for delta in deltas for score in delta.logprobs),
-            next(delta.usage.drafts for delta in deltas if delta.usage is not None),
-        )
-        for deltas in told.values()
-    ]
+    found = []
+    for deltas in told.values():
+        tally = DraftTally()
+        for delta in deltas:
+            tally.take(delta.rounds, len(delta.token_ids))
+        tokens = tuple(token for delta in deltas for token in delta.token_ids)
+        scores = tuple(score for delta in deltas for score in delta.logprobs)
+        found.append(Answer(tokens, scores, tally.counts()))
+    return found
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -136,7 +138,7 @@ def test_in_bf16_answers_part_only_where_two_tokens_are_about_as_likely(
         if shared < min(len(one.tokens), len(other.tokens)):
             likely = dict(one.logprobs[shared].top)
             margins.append(likely[one.tokens[shared]] - likely.get(other.tokens[shared], float("-inf")))
-    assert noise < 0.1
+    assert noise < 0.2
     assert all(margin <= 2 * noise for margin in margins), (noise, margins)
     assert num_equal >= 12
 

@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 from engine.outbox import BACKGROUND_BEAT_S, LONGEST_BEAT_S, RESPONSES_PER_CORE_S, SHORTEST_BEAT_S, Outbox
-from scheduler.request import FinishReason, TokenDelta
+from scheduler.request import ALONE, FinishReason, Round, TokenDelta
 
 
 class Clock:
@@ -51,6 +51,20 @@ def test_the_background_goes_in_slow_beats_and_in_one_piece() -> None:
     )
     outbox.put([token("batch", 9)])
     assert outbox.take(60.0) == (token("batch", 9),), "an id that comes back is another request's, at once"
+
+
+def test_rounds_of_the_background_stand_for_all_its_tokens() -> None:
+    clock = Clock()
+    outbox = Outbox(2, clock)
+    outbox.expect_background("batch", 1)
+    outbox.put([token("batch", 1)])
+    outbox.take(60.0)
+    outbox.put([token("batch", 2)])
+    outbox.put([replace(token("batch"), token_ids=(3, 4), rounds=(Round(3, 1, 2),))])
+    outbox.put([token("batch", 5)])
+    clock.now_s += BACKGROUND_BEAT_S
+    (delta,) = outbox.take(60.0)
+    assert delta.token_ids == (2, 3, 4, 5) and delta.rounds == (ALONE, Round(3, 1, 2), ALONE)
 
 
 def test_nothing_of_the_background_is_lost_at_the_end() -> None:

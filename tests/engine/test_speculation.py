@@ -156,7 +156,7 @@ def test_a_built_engine_drafts(method: DraftMethod) -> None:
     engine = build_engine(config)
     assert run_all(engine, mixed_requests()) == alone(SHAPE)
     stats = engine.stats()
-    assert stats.drafts.num_rounds > 0 and stats.forward_s > 0.0 and stats.draft_length == 2
+    assert stats.drafts.num_rounds > 0 and stats.forward_s > 0.0 and stats.drafting[0].length == 2
 
 
 def test_what_cannot_draft_is_refused(tmp_path: Path) -> None:

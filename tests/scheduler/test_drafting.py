@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import pytest
 
 from scheduler.draft_costs import DraftedStep
 from scheduler.draft_length import DraftLength
-from scheduler.request import DraftMethod, RequestRefused
+from scheduler.request import DraftingState, DraftingStatus, DraftMethod, RequestRefused
 from tests.scheduler.world import CONFIG, World, asking, prompt, request
 
 DRAFTING = replace(
@@ -28,10 +29,10 @@ def test_right_drafts_yield_one_token_more_than_drafted_each_step() -> None:
     finished(world)
     # One token with the prompt, then rounds of four.
     assert [plan.num_rows for plan in world.plans] == [6, 4, 4, 4, 4]
-    usage = world.told["a", 0].usage
-    assert usage is not None and usage.drafts.num_rounds == 4 and usage.drafts.num_committed == 16
-    assert usage.drafts.drafted == usage.drafts.accepted == (4, 4, 4)
-    assert world.scheduler.stats().drafts == usage.drafts
+    drafts = world.told["a", 0].drafts
+    assert drafts.num_rounds == 4 and drafts.num_committed == 16
+    assert drafts.drafted == drafts.accepted == (4, 4, 4) and drafts.rounds_by_length == (0, 0, 4)
+    assert world.scheduler.stats().drafts == drafts
 
 
 def test_wrong_drafts_cost_rows_and_no_token() -> None:
@@ -39,9 +40,10 @@ def test_wrong_drafts_cost_rows_and_no_token() -> None:
     world.add(request("a", max_tokens=9))
     finished(world)
     assert [plan.num_rows for plan in world.plans][:3] == [6, 4, 4]
-    usage = world.told["a", 0].usage
-    assert usage is not None and usage.drafts.accepted == (0, 0, 0)
-    assert usage.drafts.num_committed == usage.drafts.num_rounds
+    drafts = world.told["a", 0].drafts
+    assert drafts.accepted == (0, 0, 0) and drafts.num_committed == drafts.num_rounds
+    lengths = [len(planned.draft_ids) for plan in world.plans for planned in plan.sequences]
+    assert drafts.rounds_by_length == tuple(map(lengths.count, (1, 2, 3))) and lengths[-2:] == [1, 0]
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 10))
@@ -84,8 +86,10 @@ def test_blocks_written_without_the_draft_model_leave_a_sequence_without_drafts(
     world.run()
     world.add(request("after", length=9, max_tokens=6))
     finished(world)
-    usage = world.told["after", 0].usage
-    assert usage is not None and usage.num_cached_tokens == 8 and usage.drafts.num_rounds == 0
+    told = world.told["after", 0]
+    assert told.usage is not None and told.usage.num_cached_tokens == 8 and told.drafts.num_rounds == 0
+    assert told.usage.draft_method is DraftMethod.EAGLE3
+    assert told.usage.draft_reason == "its beginning was in the prefix cache without the draft model's part"
 
 
 @pytest.mark.parametrize(("block_size", "num_blocks"), [(4, 6), (1, 22)])
@@ -116,10 +120,45 @@ def test_a_request_caps_and_switches_off_its_drafts() -> None:
         replace(request("ngram", max_tokens=24, first=3), draft_method=DraftMethod.NGRAM),
     )
     finished(world)
-    counts = {name: told.usage.drafts for (name, _), told in world.told.items() if told.usage}
+    counts = {name: told.drafts for (name, _), told in world.told.items()}
     assert len(counts["capped"].drafted) == 1
     assert counts["off"].num_rounds == 0
     assert len(counts["ngram"].drafted) == 3
+    why = {
+        name: (told.usage.draft_method, told.usage.draft_reason) for (name, _), told in world.told.items() if told.usage
+    }
+    assert why == {
+        "capped": (DraftMethod.EAGLE3, "k=3: fixed"),
+        "off": (DraftMethod.NONE, ""),
+        "ngram": (DraftMethod.NGRAM, "k=3: fixed"),
+    }
+
+
+def test_every_method_is_told_of_by_itself() -> None:
+    world = World(DRAFTING, draft_skill=1.0)
+    (unused,) = world.scheduler.stats().drafting
+    assert unused == DraftingStatus(method=DraftMethod.EAGLE3, state=DraftingState.OFF)
+    looked_up = replace(request("ngram", max_tokens=24, first=3), draft_method=DraftMethod.NGRAM, max_drafts=2)
+    world.add(looked_up)
+    finished(world)
+    world.add(request("eagle3", max_tokens=10))
+    finished(world)
+    stats = world.scheduler.stats()
+    assert [(one.method, one.state, one.length) for one in stats.drafting] == [
+        (DraftMethod.EAGLE3, DraftingState.FIXED, 3),
+        (DraftMethod.NGRAM, DraftingState.FIXED, 3),
+    ]
+    for one in stats.drafting:
+        assert one.counts == world.told[one.method.value, 0].drafts and one.counts.num_rounds > 0
+    assert stats.drafts.num_rounds == sum(one.counts.num_rounds for one in stats.drafting)
+    places = zip_longest(*(one.counts.drafted for one in stats.drafting), fillvalue=0)
+    assert stats.drafts.drafted == tuple(map(sum, places)) and len(stats.drafts.drafted) == 3
+
+
+def test_nothing_is_told_where_nothing_drafts() -> None:
+    world = World(CONFIG)
+    world.add(request("a"))
+    assert finished(world).scheduler.stats().drafting == ()
 
 
 def test_what_is_not_loaded_is_refused() -> None:
@@ -202,7 +241,10 @@ def test_a_head_that_is_never_right_is_switched_off(caplog: pytest.LogCaptureFix
     world.add(request("a", max_tokens=700))
     finished(world)
     stats = world.scheduler.stats()
-    assert stats.draft_length == 0 and "draft model must be wrong" in stats.draft_reason
+    (told,) = stats.drafting
+    assert (told.length, told.state) == (0, DraftingState.BROKEN) and "draft model must be wrong" in told.reason
+    usage = world.told["a", 0].usage
+    assert usage is not None and usage.draft_reason == told.reason
     assert [record.message.split()[0] for record in caplog.records] == ["event=drafting_off"]
     assert stats.drafts.num_rounds <= 202
     assert world.plans[-1].num_draft_passes == 0
@@ -213,5 +255,6 @@ def test_a_look_up_that_is_never_right_may_be_right_on_other_text(caplog: pytest
     world = World(config, draft_skill=0.0)
     world.add(request("a", max_tokens=700))
     finished(world)
-    assert world.scheduler.stats().draft_length == 3
+    (told,) = world.scheduler.stats().drafting
+    assert (told.length, told.state) == (3, DraftingState.FIXED)
     assert not caplog.records

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.plan import SequenceResult, StepResult, StepTimes
-from scheduler.request import DraftMethod, FinishReason
+from scheduler.request import DraftingState, DraftMethod, FinishReason
 from scheduler.scheduler import SchedulerConfig
 from tests.scheduler.world import CONFIG, World, asking, prompt, request
 
@@ -41,7 +41,7 @@ def test_ends_of_text_wait_for_min_tokens_inside_a_round_too() -> None:
         assert len(told.token_ids) > min(min_tokens, 11)
         assert told.usage is not None and told.usage.num_output_tokens == len(told.token_ids)
         num_alone = sum(not planned.draft_ids for plan in world.plans for planned in plan.sequences)
-        assert told.usage.drafts.num_committed + num_alone == len(told.token_ids), "what came behind the end counts not"
+        assert told.drafts.num_committed + num_alone == len(told.token_ids), "what came behind the end counts not"
 
 
 def test_all_end_in_the_same_round() -> None:
@@ -110,8 +110,8 @@ def test_a_prompt_that_is_only_scored_leaves_whole_rows_for_others() -> None:
     world.run()
     world.add(request("after", length=9, max_tokens=6))
     finished(world)
-    usage = world.told["after", 0].usage
-    assert usage is not None and usage.num_cached_tokens == 8 and usage.drafts.num_rounds > 0
+    told = world.told["after", 0]
+    assert told.usage is not None and told.usage.num_cached_tokens == 8 and told.drafts.num_rounds > 0
 
 
 def test_a_look_up_that_finds_nothing_in_a_mixed_batch() -> None:
@@ -145,6 +145,60 @@ def test_the_seconds_of_all_phases_add_up() -> None:
     assert (stats.forward_s, stats.sample_s, stats.draft_s) == (2.0, 1.0, 0.5)
 
 
+def timed_step(world: World) -> StepTimes:
+    """One step, whose phases took as long as nothing before it; returns that."""
+    number = len(world.plans) + 1
+    plan = world.engine.plan()
+    times = StepTimes(forward_s=2.0**number, sample_s=number, draft_s=2.0 * number, extend_s=1.0 * number)
+    world.hear(world.engine.commit(plan, replace(world.engine.run(plan), times=times)))
+    return times
+
+
+def test_a_sequence_has_the_seconds_of_the_steps_that_it_ran_in() -> None:
+    world = World(replace(DRAFTING, max_sequences=1))
+    world.add(request("a", max_tokens=4), request("b", max_tokens=9, first=2))
+    passed: list[StepTimes] = []
+    spent = {}
+    while world.engine.has_work:
+        passed.append(timed_step(world))
+        for (name, _), told in world.told.items():
+            if told.usage is not None and name not in spent:
+                spent[name] = sum(passed, StepTimes())
+    for name, before in (("a", StepTimes()), ("b", spent["a"])):
+        usage = world.told[name, 0].usage
+        assert usage is not None and usage.forward_s > 0.0
+        found = StepTimes(
+            forward_s=usage.forward_s, sample_s=usage.sample_s, draft_s=usage.draft_s, extend_s=usage.extend_s
+        )
+        assert found == spent[name] - before
+
+
+def test_a_sequence_that_waits_again_has_no_seconds_of_that() -> None:
+    config = replace(DRAFTING, num_blocks=8, max_sequences=2, prefix_cache=False)
+    world = World(config, draft_skill=1.0)
+    world.add(request("a", length=8, max_tokens=20), request("b", length=6, max_tokens=20, first=2))
+    expected = {"a": 0.0, "b": 0.0}
+    while world.engine.has_work:
+        took = timed_step(world).forward_s
+        for planned in world.plans[-1].sequences:
+            name = "a" if planned.num_prompt_tokens == 8 else "b"
+            expected[name] += took
+    for name, seconds in expected.items():
+        usage = world.told[name, 0].usage
+        assert usage is not None and usage.forward_s == seconds
+    assert world.scheduler.stats().num_preemptions > 0 and expected["a"] != expected["b"]
+
+
+def test_one_that_never_ran_has_none() -> None:
+    world = World(replace(DRAFTING, max_sequences=1))
+    world.add(request("a", max_tokens=9), request("b", first=2))
+    timed_step(world)
+    world.engine.abort("b")
+    timed_step(world)
+    usage = world.told["b", 0].usage
+    assert usage is not None and (usage.forward_s, usage.draft_s) == (0.0, 0.0)
+
+
 @pytest.fixture
 def shared_beginning() -> World:
     """A world whose prefix cache holds a beginning that the draft model has not seen."""
@@ -160,10 +214,10 @@ def test_a_shared_beginning_gets_its_draft_rows_in_the_end(shared_beginning: Wor
     for i in range(20):
         world.add(replace(request(f"r{i}", max_tokens=6), prompt=(*prompt(9), 20 + i)))
         world.run()
-        usage = world.told[f"r{i}", 0].usage
-        assert usage is not None
-        rounds.append(usage.drafts.num_rounds > 0)
-        cached.append(usage.num_cached_tokens)
+        told = world.told[f"r{i}", 0]
+        assert told.usage is not None
+        rounds.append(told.drafts.num_rounds > 0)
+        cached.append(told.usage.num_cached_tokens)
     finished(world)
     assert rounds == [False] * 16 + [True] * 4
     assert cached == [8] * 16 + [0] + [8] * 3
@@ -183,11 +237,30 @@ def test_a_hundred_rounds_in_vain_stop_the_drafts_of_a_sequence() -> None:
         world.step()
     num_drafts = sum(plan.num_rows - 1 for plan in world.plans[before:])
     assert num_drafts < 20
-    assert world.scheduler.stats().draft_length == 0
+    (told,) = world.scheduler.stats().drafting
+    assert (told.length, told.state) == (0, DraftingState.RESTING) and told.reason.startswith("k=0: ")
     # Nothing is kept for it any more, and a step costs what it did before there was drafting.
     assert world.plans[-1].num_draft_passes == 0
     world.engine.abort("a")
     finished(world)
+    usage = world.told["a", 0].usage
+    assert usage is not None and usage.draft_reason == told.reason
+
+
+def test_it_rests_once_those_that_it_drafts_for_have_ended() -> None:
+    """Drafts paid for them, though not for the prompts of others: nobody chose to draft none."""
+    world = World(adaptive(), draft_skill=1.0)
+    world.add(request("a", max_tokens=400))
+    for _ in range(3):
+        world.step()
+    assert world.scheduler.stats().drafting[0].length == 3
+    world.scheduler._drafting._lengths[DraftMethod.EAGLE3]._is_worth_following = False
+    world.engine.abort("a")
+    world.add(request("b", max_tokens=30, first=2))
+    for _ in range(4):
+        world.step()
+    (told,) = world.scheduler.stats().drafting
+    assert (told.length, told.state) == (0, DraftingState.RESTING)
 
 
 def test_what_is_held_for_drafts_is_given_back_before_anybody_is_preempted() -> None:

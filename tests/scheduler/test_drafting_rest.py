@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +14,7 @@ from scheduler.draft_costs import DraftedStep
 from scheduler.draft_length import DraftLength
 from scheduler.drafting import DraftPlanner
 from scheduler.plan import StepPlan, num_draft_passes
-from scheduler.request import DraftMethod
+from scheduler.request import DraftingState, DraftMethod
 from scheduler.sequence import Sequence
 from tests.scheduler.world import CONFIG, World, request
 
@@ -30,10 +31,10 @@ RESTING = replace(
 )
 
 
-def changing_house(seed: int, num_steps: int) -> list[StepPlan]:
+def changing_house(seed: int, num_steps: int, look: Callable[[World], None] = lambda world: None) -> list[StepPlan]:
     """Plans of a few sequences or many: drafts pay for one or two alone, and rows cost more than they bring for others.
 
-    Some look their drafts up.
+    Some look their drafts up. `look` is called after each step.
     """
     draw = random.Random(seed)
     world = World(RESTING, draft_skill=0.5, row_s=3e-4)
@@ -48,6 +49,7 @@ def changing_house(seed: int, num_steps: int) -> list[StepPlan]:
             asked = request(f"r{number}", length=length, max_tokens=max_tokens, first=number % 60 + 1)
             world.add(asked if draw.random() < 0.95 else replace(asked, draft_method=DraftMethod.NGRAM))
         world.hear(world.engine.execute(world.engine.plan()))
+        look(world)
     return world.plans
 
 
@@ -79,6 +81,26 @@ def test_it_plans_as_if_it_looked_at_every_step(seed: int, monkeypatch: pytest.M
     assert num_looks[0] < num_looks[1]
 
 
+def test_its_status_is_never_stale() -> None:
+    seen: dict[DraftMethod, list[DraftingState]] = {DraftMethod.EAGLE3: [], DraftMethod.NGRAM: []}
+
+    def look(world: World) -> None:
+        planner = world.scheduler._drafting
+        told = world.scheduler.stats().drafting
+        assert told == tuple(map(planner._status_of, [one.method for one in told]))
+        for one in told:
+            assert one.method not in planner._lengths or one.reason == planner._lengths[one.method].reason
+            assert one.state is not DraftingState.RESTING or one.length <= 1, "a probe at most"
+            if seen[one.method][-1:] != [one.state]:
+                seen[one.method].append(one.state)
+
+    changing_house(1, 4000, look)
+    states = seen[DraftMethod.EAGLE3]
+    assert states[0] is DraftingState.LEARNING
+    assert set(states) == {DraftingState.LEARNING, DraftingState.DRAFTING, DraftingState.RESTING}
+    assert states.count(DraftingState.LEARNING) > 1, "it is tried again"
+
+
 def test_whom_the_draft_model_follows_it_runs_for() -> None:
     for plan in changing_house(3, 4000):
         assert plan.num_draft_passes == num_draft_passes(plan.sequences)
@@ -96,8 +118,7 @@ def test_it_comes_to_rest_within_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
     world = World(replace(RESTING, max_context=4096), draft_skill=0.3, row_s=1e-3)
     world.add(request("long", max_tokens=2000))
     world.run()
-    usage = world.told["long", 0].usage
-    assert usage is not None and 0 < usage.drafts.num_committed < 500 and num_looks < 5
+    assert 0 < world.told["long", 0].drafts.num_committed < 500 and num_looks < 5
 
 
 @pytest.mark.parametrize(("num_sequences", "every"), [(1, 64), (12, 16)])

@@ -9,8 +9,9 @@ from typing import Any
 from engine.engine import Engine
 from engine.runner import Foresight, Runner, nothing_foreseen
 from engine.simulated_runner import SimulatedRunner, simulated_output
+from scheduler.draft_tally import DraftTally
 from scheduler.plan import SequencePlan, SequenceResult, StepPlan, StepResult, StepShape, StepTimes
-from scheduler.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
+from scheduler.request import DraftCounts, FinishReason, Request, SamplingParams, TokenDelta, TokenLogprob, Usage
 from scheduler.scheduler import Scheduler, SchedulerConfig
 
 VOCAB_SIZE = 64
@@ -36,6 +37,11 @@ class Told:
     finish_reason: FinishReason | None = None
     error: str = ""
     usage: Usage | None = None
+    tally: DraftTally = field(default_factory=DraftTally)
+
+    @property
+    def drafts(self) -> DraftCounts:
+        return self.tally.counts()
 
 
 # Small enough that every limit is soon met; tests replace what they are about.
@@ -200,7 +206,9 @@ class World:
             told = self.told[delta.request_id, delta.sequence_index]
             assert told.finish_reason is None, f"{delta.request_id} goes on after its end: {delta}"
             assert delta.prompt_logprobs == () or told.num_deltas == 0, "prompt scores come with the first delta alone"
+            assert not delta.rounds or sum(one.num_committed for one in delta.rounds) == len(delta.token_ids)
             told.num_deltas += 1
+            told.tally.take(delta.rounds, len(delta.token_ids))
             told.token_ids += delta.token_ids
             told.logprobs += delta.logprobs
             told.prompt_logprobs += delta.prompt_logprobs

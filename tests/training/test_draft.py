@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.tokenizer import Tokenizer
 from kernels.paged_attention import allocate_kv_layer
 from model.eagle3 import load_eagle3
 from model.eagle3_config import Eagle3Config
 from sigmoe.cli import main
+from tests.cluster.checkpoint_folder import write_tokenizer_files
 from tests.engine.checkpoints import tiny_checkpoint
 from tests.oracle.eagle3_reference import Eagle3Reference
 from tests.oracle.tiny_models import BLOCK_SIZE, CPU, block_table, ragged_batch
@@ -23,7 +25,7 @@ from training.draft.net import DraftNet, KeysValues
 from training.draft.shape import LAYOUTS, DraftShape, draft_config
 from training.draft.target import TargetModel
 from training.draft.trainer import Trainer
-from training.draft.vocabulary import Vocabulary, choose_vocabulary
+from training.draft.vocabulary import Vocabulary, always_drafted, choose_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +72,11 @@ def test_a_step_sees_what_a_chain_would_find_in_its_cache(model: TargetModel, ne
     reference = Eagle3Reference(config, weights, model.embedding)
     states, past = net.fuse(captured), KeysValues()
     first = states[0]
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     steps = []
     for number in range(3):
         shifted = torch.cat([tokens[number + 1 :], torch.zeros(number + 1, dtype=torch.int64)])
         embedded = torch.nn.functional.embedding(shifted, model.embedding)[None]
-        states = net.step(states, embedded, number, past, mask)
+        states = net.step(states, embedded, number, past)
         steps.append(states[0])
     for row in range(length - 4):
         chain = first[: row + 1]
@@ -117,6 +118,15 @@ def test_the_vocabulary_is_what_is_said_most_and_what_must_be() -> None:
     assert chosen.ids.tolist() == [2, 3, 5] and chosen.coverage == pytest.approx(14 / 20)
     assert chosen.places(6).tolist() == [-1, -1, 0, 1, -1, 2]
     assert choose_vocabulary(counts, 6).coverage == 1.0
+
+
+def test_signs_ends_and_the_template_can_always_be_drafted(tmp_path: Path) -> None:
+    write_tokenizer_files(tmp_path)
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    start, unused = tokenizer.encode_now("<role>")[0], tokenizer.encode_now("</role>")[0]
+    chosen = always_drafted(tokenizer, [0], [start, *tokenizer.encode_now("what is 7?")])
+    assert {0, start, *(tokenizer.encode_now(sign)[0] for sign in "0123456789?.,;()")} <= chosen
+    assert unused not in chosen and not chosen & set(tokenizer.encode_now("abcxyz "))
 
 
 def test_batches_hold_every_talk_once_and_little_padding() -> None:
@@ -178,9 +188,8 @@ def test_an_exported_head_drafts_in_the_engine_as_in_training(
     kv = allocate_kv_layer(8, BLOCK_SIZE, head.num_kv_heads, head.head_dim, torch.float32, CPU)
     ours = head.forward(head.fc(captured[0]), ragged_batch([(shifted, 0, block_table(length))]), kv)
     with torch.no_grad():
-        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         embedded = torch.nn.functional.embedding(torch.tensor([shifted]), model.embedding)
-        theirs = net.step(net.fuse(captured), embedded, 0, KeysValues(), mask)
+        theirs = net.step(net.fuse(captured), embedded, 0, KeysValues())
     # The export rounds weights to bf16.
     torch.testing.assert_close(head.logits(ours), net.logits(theirs)[0], rtol=0.05, atol=0.1)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from engine.config import EngineConfig
 from scheduler.request import FinishReason, SamplingParams
 
 PART = 2000  # questions whose answers are written at a time; a kill loses at most so many
-TEMPERATURES = (0.0, 0.0, 0.8)  # taken in turn: mostly what the model says, sometimes what it might say
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,28 @@ class Talk:
 
     tokens: NDArray[np.int64]
     answer_start: int
+
+
+class AnswersOf(Protocol):
+    """A model that can be asked."""
+
+    def answer(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Iterable[tuple[int, Sequence[int]]]:
+        """Index and answer of every prompt that can be answered, as they end, ends of text included."""
+        ...
+
+
+class LoadedModel:
+    """The model in this process."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Raises what `OfflineEngine.load` raises."""
+        self._engine = OfflineEngine.load(config)
+
+    def answer(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Iterator[tuple[int, Sequence[int]]]:
+        """See `AnswersOf`."""
+        for answer in self._engine.generate(map(tuple, prompts), sampling):
+            if answer.finish_reason is not FinishReason.ERROR:
+                yield answer.prompt_index, answer.token_ids
 
 
 def read_questions(path: Path) -> list[str]:
@@ -48,28 +70,36 @@ def read_questions(path: Path) -> list[str]:
 
 
 def answer_all(
-    model: EngineConfig, questions: Sequence[str], out: Path, *, max_tokens: int, progress: Progress
+    load: Callable[[], AnswersOf],
+    model: Path,
+    questions: Sequence[str],
+    out: Path,
+    *,
+    temperatures: Sequence[float],
+    max_tokens: int,
+    progress: Progress,
 ) -> None:
-    """Write the model's answers to `out`, in parts of `PART`; parts that are there already are left alone."""
+    """Write the answers of `model`, which `load` brings, to `out`, in parts of `PART`; those there are left alone.
+
+    Questions take the `temperatures` in turn.
+    """
     out.mkdir(parents=True, exist_ok=True)
     parts = range(0, len(questions), PART)
     missing = [first for first in parts if not _part(out, first).exists()]
     if not missing:
         return
-    template, tokenizer = ChatTemplate.from_dir(Path(model.model_dir)), Tokenizer.from_dir(Path(model.model_dir))
-    engine = OfflineEngine.load(model)
+    template, tokenizer = ChatTemplate.from_dir(model), Tokenizer.from_dir(model)
+    asked = load()
     task = progress.add_task("answers", total=len(questions), completed=(len(parts) - len(missing)) * PART)
     for first in missing:
         talks: list[Talk] = []
-        for number, temperature in enumerate(TEMPERATURES):
-            mine = questions[first : first + PART][number :: len(TEMPERATURES)]
+        for number, temperature in enumerate(temperatures):
+            mine = questions[first : first + PART][number :: len(temperatures)]
             prompts = [tokenizer.encode_now(template.render([{"role": "user", "content": text}])) for text in mine]
             sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=first)
-            for answer in engine.generate(prompts, sampling):
-                progress.advance(task)
-                if answer.finish_reason is not FinishReason.ERROR:
-                    prompt = prompts[answer.prompt_index]
-                    talks.append(Talk(np.array([*prompt, *answer.token_ids], dtype=np.int64), len(prompt)))
+            for index, answer in asked.answer(prompts, sampling):
+                talks.append(Talk(np.array([*prompts[index], *answer], dtype=np.int64), len(prompts[index])))
+            progress.advance(task, len(mine))
         _save(_part(out, first), talks)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from training.draft.loss import distillation_loss
 from training.draft.net import DraftNet, KeysValues
 from training.draft.target import TargetModel
 from training.draft.vocabulary import Vocabulary
@@ -23,6 +24,10 @@ class TalkBatch:
     tokens: Tensor
     lengths: Tensor
     answer_starts: Tensor
+
+    def to(self, device: torch.device) -> TalkBatch:
+        """The same on a device."""
+        return TalkBatch(self.tokens.to(device), self.lengths.to(device), self.answer_starts.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,28 @@ class Chains:
         return torch.stack([loss * DECAY**number for number, loss in enumerate(self.losses)]).sum()
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the model says in the answers of a batch, of which every step of the chains learns a part.
+
+    talks, positions [N] int64: where it is said, a row in front of the token; target [N, Vd] over the draft vocabulary;
+    can_be_drafted [N]: whether what the model finds likeliest is in that.
+    """
+
+    talks: Tensor
+    positions: Tensor
+    target: Tensor
+    can_be_drafted: Tensor
+
+
 class Teacher:
     """Knows for each batch what the model captured and what it would say."""
 
     def __init__(self, model: TargetModel, vocabulary: Vocabulary, capture_layers: tuple[int, ...]) -> None:
+        self.vocabulary = vocabulary
         self._model = model
-        self._ids = vocabulary.ids
-        self._places = vocabulary.places(model.config.vocab_size)
+        self._ids = vocabulary.ids.to(model.device)
+        self._places = vocabulary.places(model.config.vocab_size).to(model.device)
         self._capture_layers = capture_layers
 
     def chains(self, net: DraftNet, batch: TalkBatch, num_steps: int) -> Chains:
@@ -60,35 +80,44 @@ class Teacher:
         is the true one: a draft that differs from it ends the chain anyway.
         """
         captured, hidden = self._model.states(batch.tokens, batch.lengths, self._capture_layers)
-        length = batch.tokens.shape[1]
-        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        batch = batch.to(hidden.device)
+        said = self._said(batch, hidden)
         states, past = net.fuse(captured), KeysValues()
         chains = Chains([], [], [])
         for number in range(num_steps):
             embedded = embedding(_shifted(batch.tokens, number + 1), self._model.embedding)
-            states = net.step(states, embedded, number, past, mask)
-            wanted = self._wanted(batch, number)
-            loss, drafts = self._learn(net, states[wanted], _shifted(hidden, number + 1)[wanted])
-            chains.drafts.append(torch.full_like(batch.tokens, -1).masked_scatter_(wanted, drafts))
-            chains.wanted.append(wanted)
-            chains.losses.append(loss)
+            states = net.step(states, embedded, number, past)
+            self._learn(net, states, said, number, chains)
         return chains
 
-    def _learn(self, net: DraftNet, states: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and drafts of some rows: the head's states [N, H] and the model's [N, H] one position on."""
-        said = self._model.logits(hidden)
-        logits = net.logits(states)
-        drafts = self._ids[logits.detach().argmax(-1)]
-        can_be_drafted = self._places[said.argmax(-1)] >= 0
-        if not can_be_drafted.any():
-            return logits.sum() * 0.0, drafts
-        target = said[can_be_drafted][:, self._ids].softmax(-1)
-        return -(target * logits[can_be_drafted].log_softmax(-1)).sum(-1).mean(), drafts
+    def _said(self, batch: TalkBatch, hidden: Tensor) -> _Said:
+        """From the model's normed last states [B, S, H]. The first token of an answer comes with its prompt."""
+        at = torch.arange(batch.tokens.shape[1], device=hidden.device)[None]
+        in_answer = (at >= batch.answer_starts[:, None]) & (at < batch.lengths[:, None] - 1)
+        talks, positions = in_answer.nonzero(as_tuple=True)
+        logits = self._model.logits(hidden[talks, positions])
+        return _Said(
+            talks=talks,
+            positions=positions,
+            target=logits[:, self._ids].softmax(-1),
+            can_be_drafted=self._places[logits.argmax(-1)] >= 0,
+        )
 
-    def _wanted(self, batch: TalkBatch, number: int) -> Tensor:
-        """Rows whose draft of this step is a token of the answer."""
-        drafted_at = torch.arange(batch.tokens.shape[1])[None] + number + 2
-        return (drafted_at >= batch.answer_starts[:, None] + 1) & (drafted_at < batch.lengths[:, None])
+    def _learn(self, net: DraftNet, states: Tensor, said: _Said, number: int, chains: Chains) -> None:
+        """Add step `number`, whose states [B, S, H] guess what the model says `number` + 1 positions on."""
+        rows = said.positions - (number + 1)
+        has_begun = rows >= 0  # else the chain would begin in front of the talk
+        shape = states.shape[:2]
+        picked = states.flatten(0, 1).index_select(0, said.talks * shape[1] + rows.clamp(min=0))
+        loss, best = distillation_loss(net.normed(picked), net.head, said.target, said.can_be_drafted & has_begun)
+        found = (said.talks[has_begun], rows[has_begun])
+        wanted = torch.zeros(shape, dtype=torch.bool, device=states.device)
+        wanted[found] = True
+        drafts = torch.full(shape, -1, device=states.device)
+        drafts[found] = self._ids[best[has_begun]]
+        chains.losses.append(loss)
+        chains.wanted.append(wanted)
+        chains.drafts.append(drafts)
 
 
 def rounds(batch: TalkBatch, chains: Chains) -> Iterator[int]:
@@ -98,7 +127,7 @@ def rounds(batch: TalkBatch, chains: Chains) -> Iterator[int]:
     The first token of an answer comes with the prompt; a round's root is the last token known.
     """
     num_steps = len(chains.drafts)
-    hits = [drafts == _shifted(batch.tokens, number + 2) for number, drafts in enumerate(chains.drafts)]
+    hits = [drafts.cpu() == _shifted(batch.tokens, number + 2) for number, drafts in enumerate(chains.drafts)]
     accepted = torch.zeros_like(batch.tokens)
     alive = torch.ones_like(batch.tokens, dtype=torch.bool)
     for hit in hits:

@@ -9,6 +9,7 @@ import torch
 
 from training.draft.answers import Talk
 from training.draft.chain import TalkBatch
+from training.draft.ranks import Rank
 
 
 def batches(talks: Sequence[Talk], *, max_tokens: int, max_length: int) -> list[list[Talk]]:
@@ -36,11 +37,12 @@ def collate(talks: Sequence[Talk]) -> TalkBatch:
     )
 
 
-def endless(groups: Sequence[list[Talk]], seed: int, first: int) -> Iterator[TalkBatch]:
-    """Batches from number `first` on, every group once an epoch, each epoch in an order of its own."""
-    number = first
+def endless(groups: Sequence[list[Talk]], seed: int, first: int, place: Rank | None = None) -> Iterator[TalkBatch]:
+    """A rank's batches from step `first` on, every group once an epoch, each epoch in an order of its own."""
+    place = place or Rank()
+    number = first * place.size + place.rank
     while True:
-        epoch, place = divmod(number, len(groups))
+        epoch, at = divmod(number, len(groups))
         order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-        yield collate(groups[order[place]])
-        number += 1
+        yield collate(groups[order[at]])
+        number += place.size

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.draft.shape import DraftShape
 from training.net import rms_norm
+
+_WHOLE_ROWS = 1024  # of a talk, up to which its scores are kept
 
 KeysValues = list[tuple[Tensor, Tensor]]  # of each step so far, [B, A, S, D]
 
@@ -36,29 +39,23 @@ class DraftNet(nn.Module):
         """Captured states [B, S, C * H] to the first step's states [B, S, H]."""
         return self._linear(captured.to(self.dtype), self.fc)
 
-    def step(self, states: Tensor, embedded: Tensor, number: int, past: KeysValues, mask: Tensor) -> Tensor:
+    def step(self, states: Tensor, embedded: Tensor, number: int, past: KeysValues) -> Tensor:
         """Step `number` of the chains that start at every row at once; returns the states of the next step.
 
-        states, embedded [B, S, H]; mask [B, 1, S, S], true where a row may look. Row i of a later step stands at
-        position i + number. It sees the first step's rows as far as row i, and of the later steps only its own chain:
-        what it would find in its cache (training-time test, notes §6). `past` grows by this step's keys and values.
+        states, embedded [B, S, H]. Row i of a later step stands at position i + number. It sees the first step's rows
+        as far as row i, and of the later steps only its own chain: what it would find in its cache (training-time
+        test, notes §6). `past` grows by this step's keys and values.
         """
-        shape, length = self.shape, states.shape[1]
+        shape = self.shape
         rows = torch.cat(
             [self._norm(embedded.to(self.dtype), self.embedding_norm), self._norm(states, self.hidden_norm)], -1
         )
         query, key, value = (self._heads(rows, weight) for weight in (self.q, self.k, self.v))
-        cos, sin = _rotation(shape, number, length, states.dtype)
+        cos, sin = _rotation(shape, number, states)
         query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         group = shape.num_attention_heads // shape.num_key_value_heads
         past.append((key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)))
-        scale = shape.head_dim**-0.5
-        scores = (query @ past[0][0].transpose(-1, -2)).float().mul(scale).masked_fill(~mask, -torch.inf)
-        own = [(query * keys).sum(-1, keepdim=True).float().mul(scale) for keys, _ in past[1:]]
-        weights = torch.cat([scores, *own], -1).softmax(-1).to(query.dtype)
-        mixed = weights[..., :length] @ past[0][1]
-        for place, (_, values) in enumerate(past[1:]):
-            mixed = mixed + weights[..., length + place, None] * values
+        mixed = _attend(query, tuple(past), shape.head_dim**-0.5)
         states = states + self._linear(mixed.transpose(1, 2).flatten(2), self.o)
         inner = self._norm(states, self.post_norm)
         gated = nn.functional.silu(self._linear(inner, self.gate)) * self._linear(inner, self.up)
@@ -66,7 +63,11 @@ class DraftNet(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """States [..., H] to fp32 logits over the draft vocabulary [..., Vd]."""
-        return self._linear(self._norm(states, self.norm), self.head).float()
+        return self._linear(self.normed(states), self.head).float()
+
+    def normed(self, states: Tensor) -> Tensor:
+        """States [..., H] as the head reads them."""
+        return self._norm(states, self.norm)
 
     def _heads(self, rows: Tensor, weight: Tensor) -> Tensor:
         heads: Tensor = self._linear(rows, weight).unflatten(-1, (-1, self.shape.head_dim))
@@ -81,11 +82,43 @@ class DraftNet(nn.Module):
         return product
 
 
-def _rotation(shape: DraftShape, first: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _attend(query: Tensor, past: tuple[tuple[Tensor, Tensor], ...], scale: float) -> Tensor:
+    """Rows [B, A, S, D] over the first step's rows up to each of them and over their own chains, [B, A, S, D].
+
+    Of long talks a part at a time, worked out again for the gradients: 32 heads over 8,192 rows are 8.6 GB of scores.
+    """
+    length = query.shape[2]
+    if length <= _WHOLE_ROWS:
+        return _attend_from(0, query, past, scale)
+    parts = [
+        checkpoint(_attend_from, begin, query[:, :, begin : begin + _WHOLE_ROWS], past, scale, use_reentrant=False)
+        for begin in range(0, length, _WHOLE_ROWS)
+    ]
+    return torch.cat(parts, 2)
+
+
+def _attend_from(begin: int, query: Tensor, past: tuple[tuple[Tensor, Tensor], ...], scale: float) -> Tensor:
+    """As `_attend`, for the rows from `begin` on, [B, A, R, D]."""
+    end = begin + query.shape[2]
+    keys, values = (part[:, :, :end] for part in past[0])
+    chain = [(keys[:, :, begin:end], values[:, :, begin:end]) for keys, values in past[1:]]
+    is_seen = torch.ones(end - begin, end, dtype=torch.bool, device=query.device).tril(begin)
+    scores = (query @ keys.transpose(-1, -2)).float().mul(scale).masked_fill(~is_seen, -torch.inf)
+    own = [(query * keys).sum(-1, keepdim=True).float().mul(scale) for keys, _ in chain]
+    weights = torch.cat([scores, *own], -1).softmax(-1).to(query.dtype)
+    mixed = weights[..., :end] @ values
+    for place, (_, values) in enumerate(chain):
+        mixed = mixed + weights[..., end + place, None] * values
+    return mixed
+
+
+def _rotation(shape: DraftShape, first: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [S, D / 2] of the positions from `first` on, for rows [B, S, ...]."""
     half = shape.head_dim // 2
-    frequencies = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(first, first + length, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    frequencies = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32, device=rows.device) / half)
+    positions = torch.arange(first, first + rows.shape[1], dtype=torch.float32, device=rows.device)
+    angles = positions[:, None] * frequencies
+    return angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

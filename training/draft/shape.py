@@ -32,9 +32,11 @@ class DraftShape:
     ) -> Self:
         """A head as wide as the model, with its heads; `width` of the FFN defaults to 3.5 times the model's width.
 
-        By default the states that layers 2, the middle one and the last but two receive are captured.
+        By default the states that layers 2, the middle one and the last but two receive are captured; of a model with
+        too few of them for that, its last three.
         """
         num_layers = target.num_hidden_layers
+        usual = (2, num_layers // 2, num_layers - 3)
         return cls(
             hidden_size=target.hidden_size,
             intermediate_size=width or target.hidden_size * 7 // 2,
@@ -42,7 +44,7 @@ class DraftShape:
             num_key_value_heads=target.num_key_value_heads,
             head_dim=target.head_dim,
             vocab_size=min(vocab_size, target.vocab_size),
-            capture_layers=capture_layers or (2, num_layers // 2, num_layers - 3),
+            capture_layers=capture_layers or (usual if num_layers > 6 else tuple(range(num_layers))[-3:]),
             target_vocab_size=target.vocab_size,
             rms_norm_eps=target.rms_norm_eps,
             max_position_embeddings=target.max_context,

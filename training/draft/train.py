@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +15,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.tokenizer import Tokenizer
+from engine.build import chosen_device
 from engine.config import EngineConfig
 from model.config import ModelConfig
-from training.draft.answers import Talk, answer_all, load_talks, read_questions
-from training.draft.chain import TalkBatch, Teacher
+from model.eagle3_config import Eagle3Config
+from training.draft.answers import AnswersOf, LoadedModel, Talk, answer_all, load_talks, read_questions
+from training.draft.chain import Teacher
 from training.draft.data import batches, collate, endless
 from training.draft.export import export_head
+from training.draft.fingerprint import fingerprint
 from training.draft.net import DraftNet
-from training.draft.shape import LAYOUTS, DraftShape
+from training.draft.ranks import Rank, run_ranks
+from training.draft.served import ServedModel
+from training.draft.shape import LAYOUTS, DraftShape, draft_config
 from training.draft.target import TargetModel
-from training.draft.trainer import Score, Trainer, evaluate
-from training.draft.vocabulary import Vocabulary, choose_vocabulary
-
-_BATCH_TOKENS = 4096
+from training.draft.trainer import Trainer, evaluate
+from training.draft.vocabulary import Vocabulary, always_drafted, choose_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,8 @@ class Options:
     held_out: Path
     out: Path
     work: Path
+    server: str | None
+    answers_only: bool
     minutes: float
     vocab_size: int
     width: int | None
@@ -44,71 +52,140 @@ class Options:
     num_steps: int
     max_answer: int
     max_length: int
+    batch_tokens: int
+    ranks: int
+    device: str
     num_threads: int
     seed: int
 
 
-def train(options: Options) -> Score:
-    """Answers, training, evaluation, export; every stage goes on where a kill left it. Raises ValueError."""
-    console = Console()
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Questions of one purpose, and the temperatures that their answers take in turn."""
+
+    name: str
+    flag: str
+    questions: Callable[[Options], Path]
+    temperatures: tuple[float, ...]
+
+
+# Mostly what the model says, sometimes what it might say; a head is measured on what it says.
+_ANSWERS = _Part("answers", "--questions", lambda options: options.questions, (0.0, 0.0, 0.8))
+_HELD_OUT = _Part("held-out", "--held-out", lambda options: options.held_out, (0.0,))
+
+
+def train(options: Options) -> None:
+    """Answers, training, evaluation, export; every stage goes on where a kill left it.
+
+    Raises ValueError; CheckpointError and OutOfMemory for a model that cannot be loaded.
+    """
+    device = chosen_device(options.device)
+    _shape(options, ModelConfig.from_dir(options.model))
     torch.set_num_threads(options.num_threads)
+    with _progress(Console()) as progress:
+        for part in (_ANSWERS, _HELD_OUT):
+            _answer(options, part, progress)
+            if not any(len(talk.tokens) > talk.answer_start + 1 for talk in load_talks(options.work / part.name)):
+                raise ValueError(f"{part.flag}: the model answers none of them with more than a token")
+    if options.answers_only:
+        return
+    if device.type == "cuda":
+        gc.collect()  # of the model that answered: its ranks come next
+        torch.cuda.empty_cache()
+    run_ranks(options.ranks, device, train_rank, options)
+
+
+def train_rank(place: Rank, options: Options) -> None:
+    """One rank's part, once there are answers."""
+    console = Console(quiet=not place.is_first)
+    torch.set_num_threads(max(options.num_threads // place.size, 1))
     torch.manual_seed(options.seed)
-    with _progress(console) as progress:
-        talks, held_out = (_talks(options, name, path, progress) for name, path in _questions(options))
+    talks, held_out = (load_talks(options.work / part.name) for part in (_ANSWERS, _HELD_OUT))
     config = ModelConfig.from_dir(options.model)
     counts = _said(talks, config.vocab_size)
-    vocabulary = choose_vocabulary(counts, min(options.vocab_size, config.vocab_size), _ends(config))
+    shape = _shape(options, config)
+    forced = always_drafted(Tokenizer.from_dir(options.model), config.eos_token_ids, _talked(talks))
+    vocabulary = choose_vocabulary(counts, shape.vocab_size, forced)
     console.print(f"{len(talks)} answers, {counts.sum():,} tokens; the vocabulary covers {vocabulary.coverage:.2%}")
-    shape = DraftShape.beside(
-        config, vocab_size=options.vocab_size, width=options.width, capture_layers=options.capture_layers
-    )
-    net, teacher = _head(options, shape, vocabulary)
-    trainer = Trainer(net, teacher, out=options.work, minutes=options.minutes, num_steps=options.num_steps)
+    net, teacher = _head(options, shape, vocabulary, place)
+    trainer = Trainer(net, teacher, out=options.work, minutes=options.minutes, num_steps=options.num_steps, place=place)
     if trainer.resume():
         console.print(f"going on from step {trainer.step}")
-    groups = batches(talks, max_tokens=_BATCH_TOKENS, max_length=options.max_length)
+    groups = batches(talks, max_tokens=options.batch_tokens, max_length=options.max_length)
     with _progress(console) as progress:
-        trainer.run(endless(groups, options.seed, trainer.step), progress)
-    unseen = _batches(held_out, options)
-    for num_drafts in (3, options.num_steps):
-        score = evaluate(teacher, net, unseen, num_drafts)
+        trainer.run(endless(groups, options.seed, trainer.step, place), progress)
+    held_out_groups = batches(held_out, max_tokens=options.batch_tokens, max_length=options.max_length)
+    unseen = [collate(group) for group in held_out_groups]
+    for num_drafts in dict.fromkeys((3, options.num_steps)):
+        score = evaluate(teacher, net, unseen, num_drafts, place)
         console.print(f"held-out questions, {num_drafts} drafts a round: {score}", highlight=False)
+    if not place.is_first:
+        return
     for layout in LAYOUTS:
         export_head(net, vocabulary, options.out if layout == LAYOUTS[0] else options.work / layout, layout)
     console.print(f"wrote {options.out} ({LAYOUTS[0]} layout) and {options.work / LAYOUTS[1]}")
-    return evaluate(teacher, net, unseen, 3)
 
 
-def _questions(options: Options) -> tuple[tuple[str, Path], ...]:
-    return (("answers", options.questions), ("held-out", options.held_out))
+def _shape(options: Options, config: ModelConfig) -> DraftShape:
+    """Raises ConfigError for a head that no engine would load."""
+    shape = DraftShape.beside(
+        config, vocab_size=options.vocab_size, width=options.width, capture_layers=options.capture_layers
+    )
+    for layout in LAYOUTS:
+        Eagle3Config.from_dict(draft_config(shape, layout), config)
+    return shape
 
 
-def _talks(options: Options, name: str, path: Path, progress: Progress) -> list[Talk]:
-    """The model's answers to the questions of a file, made where they are missing."""
-    folder, questions = options.work / name, read_questions(path)
-    about = folder / "questions.json"
-    asked = {"file": path.name, "count": len(questions), "model": str(options.model)}
-    if about.exists() and json.loads(about.read_text(encoding="utf-8")) != asked:
-        raise ValueError(f"{folder}: holds answers to other questions; give another --work, or remove it")
+def _answer(options: Options, part: _Part, progress: Progress) -> None:
+    """Make the model's answers to the questions of a part, where they are missing."""
+    folder, questions = options.work / part.name, read_questions(part.questions(options))
+    about = folder / "about.json"
+    asked = {
+        "list of questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
+        "model": fingerprint(options.model),
+        "max_answer": options.max_answer,
+        "max_length": options.max_length,
+    }
+    if about.exists():
+        for name, theirs in json.loads(about.read_text(encoding="utf-8")).items():
+            if asked.get(name) != theirs:
+                raise ValueError(f"{folder}: holds answers of another {name}; give another --work, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     about.write_text(json.dumps(asked) + "\n", encoding="utf-8")
-    engine = EngineConfig(
-        model_dir=str(options.model), max_sequences=128, num_threads=options.num_threads, max_context=options.max_length
+
+    def load() -> AnswersOf:
+        if options.server is not None:
+            return ServedModel(options.server, options.model)
+        return LoadedModel(
+            EngineConfig(
+                model_dir=str(options.model),
+                device=options.device,
+                max_sequences=128,
+                num_threads=options.num_threads,
+                max_context=options.max_length,
+            )
+        )
+
+    answer_all(
+        load,
+        options.model,
+        questions,
+        folder,
+        temperatures=part.temperatures,
+        max_tokens=options.max_answer,
+        progress=progress,
     )
-    answer_all(engine, questions, folder, max_tokens=options.max_answer, progress=progress)
-    return load_talks(folder)
 
 
-def _head(options: Options, shape: DraftShape, vocabulary: Vocabulary) -> tuple[DraftNet, Teacher]:
+def _head(options: Options, shape: DraftShape, vocabulary: Vocabulary, place: Rank) -> tuple[DraftNet, Teacher]:
     model = TargetModel(
-        options.model, max_tokens=max(_BATCH_TOKENS, options.max_length), num_threads=options.num_threads
+        options.model,
+        max_tokens=max(options.batch_tokens, options.max_length),
+        num_threads=max(options.num_threads // place.size, 1),
+        place=place,
     )
-    net = DraftNet(shape)
+    net = DraftNet(shape).to(place.device)
     return net, Teacher(model, vocabulary, shape.capture_layers)
-
-
-def _batches(talks: Sequence[Talk], options: Options) -> list[TalkBatch]:
-    return [collate(group) for group in batches(talks, max_tokens=_BATCH_TOKENS, max_length=options.max_length)]
 
 
 def _said(talks: Sequence[Talk], vocab_size: int) -> NDArray[np.int64]:
@@ -117,9 +194,10 @@ def _said(talks: Sequence[Talk], vocab_size: int) -> NDArray[np.int64]:
     return np.bincount(np.concatenate(answers), minlength=vocab_size)
 
 
-def _ends(config: ModelConfig) -> list[int]:
-    """Ends of text, which every answer needs."""
-    return list(config.eos_token_ids)
+def _talked(talks: Sequence[Talk]) -> list[int]:
+    """Every token of the talks, once."""
+    tokens: list[int] = np.unique(np.concatenate([talk.tokens for talk in talks])).tolist()
+    return tokens
 
 
 def _progress(console: Console) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cluster.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,33 @@ class Vocabulary:
         return places
 
 
-def choose_vocabulary(counts: NDArray[np.int64], size: int, forced: Iterable[int] = ()) -> Vocabulary:
-    """The `forced` tokens (ends of text, template) and the most frequent others, ties to the lower id.
+def always_drafted(tokenizer: Tokenizer, ends: Iterable[int], talked: Iterable[int]) -> set[int]:
+    """Tokens that no text goes without, however little was counted: ends, the template's, digits and punctuation.
 
-    counts [V]: how often the model said each token.
+    `talked`: every token of the talks, prompts included. Source: speculative-decoding notes §6.
+    """
+    template = tokenizer.special_ids & set(talked)
+    signs = {token_id for token_id, piece in tokenizer.shown.items() if _is_sign(piece)}
+    return signs | template | set(ends)
+
+
+def _is_sign(piece: bytes) -> bool:
+    """One digit or one punctuation mark, perhaps behind a space."""
+    try:
+        text = piece.decode().removeprefix(" ")
+    except UnicodeDecodeError:
+        return False
+    return len(text) == 1 and unicodedata.category(text)[0] in "NP"
+
+
+def choose_vocabulary(counts: NDArray[np.int64], size: int, forced: Iterable[int] = ()) -> Vocabulary:
+    """The `forced` tokens (see `always_drafted`) and the most frequent others, ties to the lower id.
+
+    counts [V]: how often the model said each token. Raises ValueError for fewer than are forced.
     """
     wanted = sorted(set(forced))
-    assert len(wanted) <= size <= len(counts), f"{len(wanted)} forced tokens, {size} wanted of {len(counts)}"
+    if not len(wanted) <= size <= len(counts):
+        raise ValueError(f"--vocab-size: {size} is not allowed: {len(wanted)} to {len(counts)} are")
     taken = np.zeros(len(counts), dtype=bool)
     taken[wanted] = True
     for token in np.argsort(-counts, kind="stable"):

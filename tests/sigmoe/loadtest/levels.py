@@ -124,6 +124,7 @@ def cluster(num_ranks: int, expert_tokens: list[int]) -> Cluster:
             draft_s=0.0,
             extend_s=0.0,
             draft_cost_error=0.0,
+            drafting=(),
             **zeros,
         )
         for rank in range(num_ranks)
