@@ -13,6 +13,7 @@ import torch
 
 from engine.drafters.draft_model import DraftModel
 from engine.engine import Engine
+from engine.graphs.buckets import Buckets
 from engine.graphs.device import HostMark, HostSteps, Mark, StepDevice
 from engine.lockstep import GroupStep, Lockstep, StepNeeds
 from engine.rank import Rank, RankFacts
@@ -24,8 +25,8 @@ from router.placement import Placement
 from scheduler.request import DraftMethod, Request, TokenDelta
 from scheduler.scheduler import Scheduler
 from tests.engine.checkpoints import tiny_checkpoint
-from tests.engine.drafting_engines import Knowing
-from tests.engine.graph_engines import Overseen, drafting, graph_runner
+from tests.engine.drafting_engines import Knowing, eagle3_head
+from tests.engine.graph_engines import BUCKETS, Overseen, drafting, graph_runner
 from tests.engine.mixed_requests import CPU, ROOMY
 from tests.engine.worlds import group_locksteps
 from tests.router.thread_ranks import on_ranks, thread_groups
@@ -172,6 +173,7 @@ def group_of(
     *,
     is_ahead: bool = True,
     is_wrong: Callable[[int, int], bool] | None = None,
+    buckets: Buckets = BUCKETS,
     steps: Callable[[CollectiveCount], StepDevice] = lambda _: HostSteps(),
     **changes: Any,
 ) -> Group:
@@ -191,10 +193,12 @@ def group_of(
         dispatcher = GroupDispatcher(placement, rank, groups[rank], CPU)
         model = load_model(folder, model_config, target=target, dispatcher=dispatcher)
         draft_model: DraftModel | None = model.mtp if method is DraftMethod.MTP else None
+        if method is DraftMethod.EAGLE3:
+            draft_model = eagle3_head(SHAPE)
         if draft_model is not None and is_wrong is not None:
             draft_model = Knowing(draft_model, SHAPE, is_wrong)
         device = steps(dispatcher.collectives)
-        runner, _, _ = graph_runner(config, model, draft_model, is_alone=False, steps=device)
+        runner, _, _ = graph_runner(config, model, draft_model, buckets=buckets, is_alone=False, steps=device)
         events = Events()
         overseen = Overseen(
             runner, lambda plan: events.come(Moment.RUN), lambda: events.come(Moment.BEGUN), is_ahead=is_ahead
