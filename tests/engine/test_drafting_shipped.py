@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from scheduler.request import DraftCounts, DraftMethod, Request, SamplingParams,
 MODEL = Path(__file__).parents[2] / "models" / "sigmoe-demo"
 HEAD = "model.safetensors"
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0)
+DRAWN = dataclasses.replace(GREEDY, max_tokens=32, temperature=0.8)
 METHODS = (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NGRAM)
 
 
@@ -77,7 +79,8 @@ class Answer:
 def answers(engine: Engine, asked: tuple[tuple[int, ...], ...], sampling: SamplingParams = GREEDY) -> list[Answer]:
     told: dict[str, list[TokenDelta]] = {str(number): [] for number in range(len(asked))}
     for number, prompt in enumerate(asked):
-        engine.add(Request(request_id=str(number), prompt=prompt, sampling=sampling))
+        how = dataclasses.replace(sampling, seed=number)
+        engine.add(Request(request_id=str(number), prompt=prompt, sampling=how))
     while engine.has_work:
         for delta in engine.step():
             told[delta.request_id].append(delta)
@@ -90,6 +93,55 @@ def answers(engine: Engine, asked: tuple[tuple[int, ...], ...], sampling: Sampli
         scores = tuple(score for delta in deltas for score in delta.logprobs)
         found.append(Answer(tokens, scores, tally.counts()))
     return found
+
+
+@functools.cache
+def common(number: int) -> tuple[int, ...]:
+    """The tokens that come most in drawn answers, most first."""
+    told = answers(shipped(DraftMethod.NONE), prompts(8), DRAWN)
+    counts = collections.Counter(token for answer in told for token in answer.tokens)
+    return tuple(token for token, _ in counts.most_common(number))
+
+
+def biased(how: SamplingParams) -> SamplingParams:
+    """Some of what would come is unlikely then, some of what would hardly come likely."""
+    bias = ((token, -8.0 if at % 2 else 3.0) for at, token in enumerate(common(16)))
+    return dataclasses.replace(how, logit_bias=tuple(bias))
+
+
+def stopping(how: SamplingParams, min_tokens: int) -> SamplingParams:
+    return dataclasses.replace(how, stop_token_ids=common(8)[4:], min_tokens=min_tokens)
+
+
+SETTINGS: dict[str, Callable[[], SamplingParams]] = {
+    "bias": lambda: biased(DRAWN),
+    "min tokens": lambda: stopping(DRAWN, 9),
+    "both": lambda: stopping(biased(DRAWN), 12),
+    "all": lambda: dataclasses.replace(
+        stopping(biased(DRAWN), 12), top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.05, presence_penalty=0.2
+    ),
+}
+
+
+@functools.cache
+def plain(name: str) -> list[tuple[int, ...]]:
+    """The answers without drafts; where they have a least length, some would have stopped before it."""
+    how, engine = SETTINGS[name](), shipped(DraftMethod.NONE)
+    told = [answer.tokens for answer in answers(engine, prompts(8), how)]
+    if how.min_tokens:
+        assert how.min_tokens <= min(map(len, told)) < how.max_tokens
+        early = answers(engine, prompts(8), dataclasses.replace(how, min_tokens=0))
+        assert sum(len(answer.tokens) < how.min_tokens for answer in early) > 1
+    return told
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_biased_and_stopped_answers_are_drawn_as_without_drafts(name: str, method: DraftMethod) -> None:
+    """Every row of a round has its own place in the output, and its own logits with the bias."""
+    drafted = answers(shipped(method), prompts(8), SETTINGS[name]())
+    assert [answer.tokens for answer in drafted] == plain(name)
+    assert sum(sum(answer.drafts.accepted) for answer in drafted) > 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,11 +177,11 @@ def test_in_bf16_answers_part_only_where_two_tokens_are_about_as_likely(
 ) -> None:
     """A row's last bits may depend on how many rows are beside it; nothing else may (speculative-decoding §9 A 4)."""
     scored = dataclasses.replace(GREEDY, max_tokens=48, num_logprobs=5)
-    plain = answers(shipped(DraftMethod.NONE, Precision.BF16, kernels=kernels), prompts(16), scored)
+    undrafted = answers(shipped(DraftMethod.NONE, Precision.BF16, kernels=kernels), prompts(16), scored)
     drafted = answers(shipped(method, Precision.BF16, kernels=kernels), prompts(16), scored)
     assert sum(sum(answer.drafts.accepted) for answer in drafted) > 0
     noise, margins, num_equal = 0.0, list[float](), 0
-    for one, other in zip(plain, drafted, strict=True):
+    for one, other in zip(undrafted, drafted, strict=True):
         pairs = itertools.zip_longest(one.tokens, other.tokens)
         shared = next((at for at, (a, b) in enumerate(pairs) if a != b), len(one.tokens))
         num_equal += shared == len(one.tokens) == len(other.tokens)

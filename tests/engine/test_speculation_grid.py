@@ -18,6 +18,7 @@ from engine.engine import Engine
 from scheduler.request import DraftMethod, Request, SamplingParams
 from tests.engine.drafting_engines import draft_model, drafting_engine
 from tests.engine.mixed_requests import ROOMY, alone, mixed_requests, run_all
+from tests.engine.test_drafting_shipped import SETTINGS
 
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(1800)]
 
@@ -27,8 +28,9 @@ NUM_PROMPTS = 200
 METHODS = (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NGRAM)
 GREEDY = SamplingParams(max_tokens=128, temperature=0.0)
 SAMPLINGS = {
-    "greedy": GREEDY,
-    "drawn": dataclasses.replace(GREEDY, temperature=0.8, repetition_penalty=1.05, min_p=0.01, top_k=100),
+    "greedy": lambda: GREEDY,
+    "drawn": lambda: dataclasses.replace(GREEDY, temperature=0.8, repetition_penalty=1.05, min_p=0.01, top_k=100),
+    "biased": lambda: dataclasses.replace(SETTINGS["all"](), max_tokens=128, min_tokens=40),
 }
 
 
@@ -66,7 +68,7 @@ def answers(engine: Engine, sampling: SamplingParams) -> list[tuple[int, ...]]:
 
 @functools.cache
 def plain(sampling: str) -> list[tuple[int, ...]]:
-    return answers(shipped(DraftMethod.NONE, 0), SAMPLINGS[sampling])
+    return answers(shipped(DraftMethod.NONE, 0), SAMPLINGS[sampling]())
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -74,7 +76,7 @@ def plain(sampling: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_two_hundred_prompts_of_the_shipped_model(method: DraftMethod, num_drafts: int, sampling: str) -> None:
     engine = shipped(method, num_drafts)
-    assert answers(engine, SAMPLINGS[sampling]) == plain(sampling)
+    assert answers(engine, SAMPLINGS[sampling]()) == plain(sampling)
     assert engine.stats().drafts.num_rounds > 0
 
 
