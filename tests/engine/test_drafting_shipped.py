@@ -216,5 +216,4 @@ def test_a_draft_vocabulary_without_any_token_of_an_answer(tmp_path: Path) -> No
     assert [answer.tokens for answer in found] == expected
     counts = engine.stats().drafts
     assert sum(counts.accepted) == 0
-    num_steps = len(asked) * (sampling.max_tokens - 1)  # each of which would be a round if nothing came to rest
-    assert 0 < counts.num_rounds < num_steps / 2
+    assert 0 < counts.num_rounds < 200  # of 796 if it went on
