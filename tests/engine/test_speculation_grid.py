@@ -1,4 +1,4 @@
-"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Five minutes:
+"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Ten minutes or so:
 
 pytest -m grid tests/engine/test_speculation_grid.py
 """
