@@ -83,7 +83,7 @@ def build_rank(config: EngineConfig, on_progress: Progress | None = None, store:
         lockstep,
         parts.facts,
         expert_tokens=dispatcher.load.snapshot,
-        num_collectives=lambda: dispatcher.num_collectives if config.speculation.debug else 0,
+        num_collectives=lambda: dispatcher.collectives.total if config.speculation.debug else 0,
     )
 
 
@@ -127,7 +127,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     report("warming", 0, 0)
     runner: Runner = ModelRunner(model, kv, device, drafter, config.speculation)
     if has_graphs:
-        runner = graph_runner(config, model, kv, drafter, device)
+        runner = graph_runner(config, model, kv, drafter, device, dispatcher.collectives)
     scheduling = _warmed(_scheduling(config, model_config, num_blocks), runner, config, model_config.vocab_size)
     facts = RankFacts(
         rank=config.rank,

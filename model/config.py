@@ -31,13 +31,19 @@ class Rope(BaseModel):
     rope_theta: PositiveFloat
     rotary_dim: PositiveInt = Field(multiple_of=2)
     factor: float = Field(default=1.0, ge=1.0)
-    original_max_position_embeddings: PositiveInt
-    beta_fast: PositiveFloat = 32.0
-    beta_slow: PositiveFloat = 1.0
+    original_max_position_embeddings: int = Field(gt=0, lt=2**31)
+    beta_fast: float = Field(default=32.0, ge=1e-3)
+    beta_slow: float = Field(default=1.0, ge=1e-3)
     attention_factor: PositiveFloat | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    mscale: float | None = Field(default=None, ge=0)
+    mscale_all_dim: float | None = Field(default=None, ge=0)  # below, what it makes may be a zero to divide by
     truncate: bool = True
+
+    @model_validator(mode="after")
+    def _check_yarn(self) -> Self:
+        # YaRN divides by its logarithm, to tell fast pairs from slow ones.
+        _demand(self.rope_type == "default" or self.rope_theta > 1, "rope_theta", self.rope_theta, "more than 1")
+        return self
 
 
 class ModelConfig(BaseModel):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.permute import Answers, expert_order, gather_rows, sort_by_expert
+from router.collectives import CollectiveCount
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -29,7 +30,7 @@ class AllToAllDispatcher:
     ) -> None:
         assert group.size() == placement.num_ranks, f"group of {group.size()}, placement of {placement.num_ranks}"
         self.load = LoadStats(placement.num_experts, device)
-        self.num_collectives = 0  # so far; ranks that disagree would wait for one another for ever
+        self.collectives = CollectiveCount()
         self._group = group
         self._sizes = [len(experts) for experts in placement.experts]
         self._num_local = self._sizes[rank]
@@ -69,7 +70,7 @@ class AllToAllDispatcher:
         num_ranks = len(self._sizes)
         arriving = counts.new_empty(num_ranks * self._num_local)
         splits = [self._num_local] * num_ranks
-        self.num_collectives += 1
+        self.collectives.total += 1
         dist.all_to_all_single(arriving, counts, splits, self._sizes, group=self._group)
         return arriving.view(num_ranks, self._num_local)
 
@@ -79,7 +80,7 @@ class AllToAllDispatcher:
 
     def _exchange(self, rows: torch.Tensor, send: list[int], recv: list[int]) -> torch.Tensor:
         arrived = rows.new_empty(sum(recv), rows.shape[1])
-        self.num_collectives += 1
+        self.collectives.total += 1
         # Bytes: gloo has no bf16.
         dist.all_to_all_single(arrived.view(torch.uint8), rows.view(torch.uint8), recv, send, group=self._group)
         return arrived

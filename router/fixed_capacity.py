@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.permute import Answers, sort_by_expert
+from router.collectives import CollectiveCount
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 from router.placement import Placement
@@ -29,10 +30,17 @@ class FixedCapacityDispatcher:
     Every rank of the group must call `dispatch` and `combine` in the same order with the same T.
     """
 
-    def __init__(self, placement: Placement, rank: int, group: dist.ProcessGroup, load: LoadStats) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        rank: int,
+        group: dist.ProcessGroup,
+        load: LoadStats,
+        collectives: CollectiveCount,
+    ) -> None:
         assert group.size() == placement.num_ranks, f"group of {group.size()}, placement of {placement.num_ranks}"
-        self.num_collectives = 0  # that were asked for so far
         self._load = load
+        self._collectives = collectives
         self._group = group
         self._num_ranks = placement.num_ranks
         self._num_local = len(placement.local_experts(rank))
@@ -78,14 +86,14 @@ class FixedCapacityDispatcher:
     def _everyones(self, mine: torch.Tensor) -> torch.Tensor:
         """What all ranks bring, [T, n] uint8 each -> [G * T, n]."""
         everyones = mine.new_empty(self._num_ranks * mine.shape[0], mine.shape[1])
-        self.num_collectives += 1
+        self._collectives.total += 1
         _all_gather(everyones, mine, group=self._group)
         return everyones
 
     def _sent_home(self, answers: torch.Tensor) -> torch.Tensor:
         """The answers of all ranks for the rows of this one, [G * T * K, H]."""
         home = torch.empty_like(answers)
-        self.num_collectives += 1
+        self._collectives.total += 1
         # Bytes: gloo has no bf16.
         dist.all_to_all_single(home.view(torch.uint8), answers.view(torch.uint8), group=self._group)
         return home

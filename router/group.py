@@ -22,13 +22,8 @@ class GroupDispatcher:
         self, placement: Placement, rank: int, group: dist.ProcessGroup, device: torch.device | None = None
     ) -> None:
         self._exact = AllToAllDispatcher(placement, rank, group, device)
-        self.load = self._exact.load
-        self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load)
-
-    @property
-    def num_collectives(self) -> int:
-        """So far, but for those that a graph repeats; ranks that disagree would wait for one another for ever."""
-        return self._exact.num_collectives + self._fixed.num_collectives
+        self.load, self.collectives = self._exact.load, self._exact.collectives
+        self._fixed = FixedCapacityDispatcher(placement, rank, group, self.load, self.collectives)
 
     def dispatch(self, hidden: torch.Tensor, choice: ExpertChoice) -> tuple[DispatchHandle, torch.Tensor]:
         """See `Dispatcher`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.permute import Answers, sort_by_expert
+from router.collectives import CollectiveCount
 from router.dispatch import DispatchHandle, ExpertChoice
 from router.load_stats import LoadStats
 
@@ -13,7 +14,7 @@ class LocalDispatcher:
     """Rows are sorted by expert and put back; nothing leaves the process."""
 
     def __init__(self, num_experts: int, device: torch.device | None = None) -> None:
-        self.num_collectives = 0  # a group of one makes none
+        self.collectives = CollectiveCount()  # a group of one makes none
         self.load = LoadStats(num_experts, device)
         self.local_load: LoadStats | None = self.load
         self._num_experts = num_experts

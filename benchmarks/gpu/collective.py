@@ -14,6 +14,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 from benchmarks.gpu.clock import eager_ms
 from benchmarks.gpu.session import Figures, Session
 from engine.graphs.device import steps_on
+from router.collectives import CollectiveCount
 from router.dispatch import Dispatcher, ExpertChoice
 from router.group import GroupDispatcher
 from router.local import LocalDispatcher
@@ -70,7 +71,7 @@ class _Recorded:
 
         trip()  # connects the ranks, which cannot be recorded
         self.out.fill_(float("nan"))
-        self.run = steps_on(session.device).record(trip)
+        self.run = steps_on(session.device, CollectiveCount()).record(trip)
         self.run()
 
 

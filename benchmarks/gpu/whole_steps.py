@@ -23,6 +23,7 @@ from kernels.paged_attention import allocate_kv_layer
 from model.bailing import BailingModel
 from model.eagle3 import Eagle3Head
 from model.kv_cache import KVCache
+from router.collectives import CollectiveCount
 from scheduler.plan import UNKNOWN_TOKEN, SequencePlan, StepPlan, num_draft_passes
 from scheduler.request import DraftMethod, SamplingParams
 
@@ -48,8 +49,9 @@ class WholeSteps:
             table_width=most_blocks,
             max_drafts=buckets.rows[-1] - 1,
         )
+        steps = steps_on(session.device, CollectiveCount())
         start_s = time.perf_counter()
-        self._recorded = GraphRunner(self._eager, world, buckets, steps_on(session.device), SpeculationConfig())
+        self._recorded = GraphRunner(self._eager, world, buckets, steps, SpeculationConfig())
         self.recording_s = time.perf_counter() - start_s
         self._vocab_size = model.config.vocab_size
         self._draw = random.Random(session.seed)

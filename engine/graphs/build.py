@@ -16,10 +16,16 @@ from engine.model_runner import ModelRunner
 from model.bailing import BailingModel
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from router.collectives import CollectiveCount
 
 
 def graph_runner(
-    config: EngineConfig, model: BailingModel, kv: KVCache, drafter: ChainDrafter | None, device: torch.device
+    config: EngineConfig,
+    model: BailingModel,
+    kv: KVCache,
+    drafter: ChainDrafter | None,
+    device: torch.device,
+    collectives: CollectiveCount,
 ) -> GraphRunner:
     """Record every bucket, on all ranks of a group at the same time. The last block of `kv` belongs to nobody."""
     speculation = config.speculation
@@ -29,7 +35,7 @@ def graph_runner(
             config, model, kv, None if drafter is None else Drafting(model=drafter.model, kv=drafter.kv), device
         ),
         Buckets.of(config),
-        HostSteps() if config.graphs.use is GraphUse.UNRECORDED else steps_on(device),
+        HostSteps() if config.graphs.use is GraphUse.UNRECORDED else steps_on(device, collectives),
         speculation,
     )
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from router.collectives import CollectiveCount
+
 
 class Mark(Protocol):
     """A point in the device's work."""
@@ -105,35 +107,46 @@ class _Recording:
     """A CUDA graph, which knows addresses, and the function whose tensors lie there.
 
     Without it they would be given back when the function goes, and unmapped by the next recording, which empties
-    torch's cache.
+    torch's cache. Nothing of the function runs again, so what it counts is counted here.
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        run: Callable[[], None],
+        collectives: CollectiveCount,
+        num_collectives: int,
+    ) -> None:
         self._graph = graph
         self._run = run
+        self._collectives = collectives
+        self._num_collectives = num_collectives
 
     def __call__(self) -> None:
         self._graph.replay()
+        self._collectives.total += self._num_collectives
 
 
 class CudaSteps:
     """Steps as CUDA graphs that share one pool of memory: they run one after the other, never at once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, collectives: CollectiveCount) -> None:
         self._device = device
+        self._collectives = collectives
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `StepDevice`. What was compiled, tuned or connected in the call before is not recorded again."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
+        num_before = self._collectives.total
         # Other threads of the process (a collective's watchdog) may call CUDA meanwhile: only this one's calls count.
         with (
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             run()
-        return _Recording(graph, run)
+        return _Recording(graph, run, self._collectives, self._collectives.total - num_before)
 
     def host_memory(self, num_bytes: int) -> torch.Tensor:
         """See `StepDevice`."""
@@ -148,6 +161,6 @@ class CudaSteps:
         return CudaMark()
 
 
-def steps_on(device: torch.device) -> StepDevice:
-    """What records on this device."""
-    return CudaSteps(device) if device.type == "cuda" else HostSteps()
+def steps_on(device: torch.device, collectives: CollectiveCount) -> StepDevice:
+    """What records on this device; `collectives` are those of the dispatcher that the work goes through."""
+    return CudaSteps(device, collectives) if device.type == "cuda" else HostSteps()

@@ -65,5 +65,5 @@ class _Group(GroupDispatcher):
     def __init__(self, placement: Placement, rank: int, device: torch.device) -> None:
         group = cast(dist.ProcessGroup, _Members(placement.num_ranks))
         self._exact = _Exact(placement, rank, group, device)
-        self.load = self._exact.load
-        self._fixed = _Fixed(placement, rank, group, self.load)
+        self.load, self.collectives = self._exact.load, self._exact.collectives
+        self._fixed = _Fixed(placement, rank, group, self.load, self.collectives)

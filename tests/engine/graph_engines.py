@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from engine.config import Acceptance, SpeculationConfig
@@ -14,7 +16,7 @@ from engine.drafters.draft_model import DraftModel
 from engine.drafters.memory import DraftMemory
 from engine.engine import Engine
 from engine.graphs.buckets import Bucket, Buckets
-from engine.graphs.device import HostSteps, StepDevice
+from engine.graphs.device import CudaSteps, HostSteps, StepDevice
 from engine.graphs.region import Drafting
 from engine.graphs.runner import GraphRunner
 from engine.graphs.steps import StepWorld
@@ -62,6 +64,33 @@ class Overseen:
         self.is_running = False
         self._behind(plan)
         return result
+
+
+class Recorder(CudaSteps):
+    """Records as on a GPU, and copies and waits as on the host."""
+
+    host_memory = HostSteps.host_memory
+    copy = HostSteps.copy
+    mark = HostSteps.mark
+
+
+class Graph:
+    """Of a CUDA graph what `CudaSteps` uses."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], None] = lambda: None
+
+
+def record_without_gpu(monkeypatch: pytest.MonkeyPatch, recording: Callable[..., AbstractContextManager[None]]) -> None:
+    """Let `CudaSteps` run within `recording` what it records; what is repeated does nothing then."""
+    for name, fake in {
+        "graph": recording,
+        "CUDAGraph": Graph,
+        "graph_pool_handle": lambda: None,
+        "synchronize": lambda _: None,
+        "device": lambda _: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,18 +13,20 @@ import torch
 
 from engine.drafters.draft_model import DraftModel
 from engine.engine import Engine
+from engine.graphs.buckets import Buckets
 from engine.graphs.device import HostMark, HostSteps, Mark, StepDevice
 from engine.lockstep import GroupStep, Lockstep, StepNeeds
 from engine.rank import Rank, RankFacts
 from model.checkpoint import Target, load_model
 from model.config import ModelConfig
+from router.collectives import CollectiveCount
 from router.group import GroupDispatcher
 from router.placement import Placement
 from scheduler.request import DraftMethod, Request, TokenDelta
 from scheduler.scheduler import Scheduler
 from tests.engine.checkpoints import tiny_checkpoint
-from tests.engine.drafting_engines import Knowing
-from tests.engine.graph_engines import Overseen, drafting, graph_runner
+from tests.engine.drafting_engines import Knowing, eagle3_head
+from tests.engine.graph_engines import BUCKETS, Overseen, drafting, graph_runner
 from tests.engine.mixed_requests import CPU, ROOMY
 from tests.engine.worlds import group_locksteps
 from tests.router.thread_ranks import on_ranks, thread_groups
@@ -53,6 +55,11 @@ class LateSteps(HostSteps):
     def _ask(self, run: Callable[[], object]) -> None:
         self.asked.append(run)
         self.num_asked += 1
+
+
+def late(_: CollectiveCount) -> LateSteps:
+    """One of them for a rank."""
+    return LateSteps()
 
 
 class LateMark(HostMark):
@@ -126,6 +133,7 @@ class Group:
     devices: list[StepDevice]
     locksteps: list[Watched]
     events: list[Events]
+    collectives: list[CollectiveCount]
 
     def turn(self) -> bool:
         """One turn of every rank; False when the group stops."""
@@ -165,7 +173,8 @@ def group_of(
     *,
     is_ahead: bool = True,
     is_wrong: Callable[[int, int], bool] | None = None,
-    steps: Callable[[], StepDevice] = HostSteps,
+    buckets: Buckets = BUCKETS,
+    steps: Callable[[CollectiveCount], StepDevice] = lambda _: HostSteps(),
     **changes: Any,
 ) -> Group:
     """Ranks of real models, whose collectives meet as threads of this process.
@@ -179,16 +188,17 @@ def group_of(
     config = drafting(ROOMY, method, 0 if method is DraftMethod.NONE else max_drafts)
     config = dataclasses.replace(config, **changes)
 
-    devices = [steps() for _ in range(size)]
-
-    def make(rank: int) -> tuple[Rank, Engine, Overseen, Watched, Events]:
+    def make(rank: int) -> tuple[Rank, Engine, Overseen, StepDevice, Watched, Events, CollectiveCount]:
         target = Target(dtype=torch.float32, device=CPU, placement=placement, rank=rank)
         dispatcher = GroupDispatcher(placement, rank, groups[rank], CPU)
         model = load_model(folder, model_config, target=target, dispatcher=dispatcher)
         draft_model: DraftModel | None = model.mtp if method is DraftMethod.MTP else None
+        if method is DraftMethod.EAGLE3:
+            draft_model = eagle3_head(SHAPE)
         if draft_model is not None and is_wrong is not None:
             draft_model = Knowing(draft_model, SHAPE, is_wrong)
-        runner, _, _ = graph_runner(config, model, draft_model, is_alone=False, steps=devices[rank])
+        device = steps(dispatcher.collectives)
+        runner, _, _ = graph_runner(config, model, draft_model, buckets=buckets, is_alone=False, steps=device)
         events = Events()
         overseen = Overseen(
             runner, lambda plan: events.come(Moment.RUN), lambda: events.come(Moment.BEGUN), is_ahead=is_ahead
@@ -200,9 +210,18 @@ def group_of(
             watched,
             RankFacts(rank=rank),
             expert_tokens=dispatcher.load.snapshot,
-            num_collectives=lambda: dispatcher.num_collectives,
+            num_collectives=lambda: dispatcher.collectives.total,
         )
-        return made, engine, overseen, watched, events
+        return made, engine, overseen, device, watched, events, dispatcher.collectives
 
-    ranks, engines, runners, watched, events = map(list, zip(*on_ranks(size, make), strict=True))
-    return Group(ranks=ranks, engines=engines, runners=runners, devices=devices, locksteps=watched, events=events)
+    made = zip(*on_ranks(size, make), strict=True)
+    ranks, engines, runners, devices, watched, events, collectives = map(list, made)
+    return Group(
+        ranks=ranks,
+        engines=engines,
+        runners=runners,
+        devices=devices,
+        locksteps=watched,
+        events=events,
+        collectives=collectives,
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from functools import partial
 
 import pytest
 
 from engine.graphs.buckets import Bucket
+from engine.graphs.device import HostSteps
 from engine.lockstep import StepNeeds
 from scheduler.plan import StepShape
 from scheduler.request import DraftMethod, Request, TokenDelta
-from tests.engine.graph_engines import plain_requests
+from tests.engine.graph_engines import Recorder, plain_requests, record_without_gpu
 from tests.engine.graph_groups import SHAPE, group_of
-from tests.engine.mixed_requests import alone, outcome_of
+from tests.engine.mixed_requests import CPU, alone, outcome_of
 from tests.engine.worlds import collect, group_locksteps, running
 from tests.router.thread_ranks import on_ranks
 
@@ -61,6 +64,60 @@ def test_a_group_agrees_on_room_for_all_or_on_none() -> None:
     assert agreed(idle, few, many) == [StepShape(num_sequences=7, most_rows=4)] * 3
     assert agreed(idle, idle, few) == [few] * 3
     assert agreed(idle, None, few) == [None] * 3
+
+
+class Repeated(Recorder):
+    """What was recorded is repeated as a GPU does: no Python sees it, so none counts it."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        recording = super().record(run)
+
+        def replay() -> None:
+            num_before = self._collectives.total
+            run()
+            self._collectives.total = num_before
+
+        recording._graph.replay = replay  # type: ignore[attr-defined]
+        return recording
+
+
+class OneMore(Repeated):
+    """Holds a collective that others do not, in each recording."""
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        def one_more() -> None:
+            run()
+            self._collectives.total += 1
+
+        return super().record(one_more)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    record_without_gpu(monkeypatch, lambda *_, **__: nullcontext())
+
+
+def test_what_a_graph_repeats_is_counted(no_gpu: None) -> None:
+    """As many collectives as the same steps make that are not recorded."""
+    requests = plain_requests()[:3]
+    made = []
+    for steps in (lambda _: HostSteps(), partial(Repeated, CPU)):
+        group = group_of(2, DraftMethod.MTP, steps=steps)
+        before = [count.total for count in group.collectives]
+        told = group.run((number % 2, request) for number, request in enumerate(requests))
+        made.append([count.total - was for count, was in zip(group.collectives, before, strict=True)])
+        assert {name for name, _ in outcome_of(told)} == {request.request_id for request in requests}
+        assert all(bucket is not None for bucket in group.runners[0].ran[-3:]), "nothing was recorded"
+    assert made[0] == made[1]
+
+
+def test_ranks_whose_graphs_hold_different_collectives_are_caught(no_gpu: None) -> None:
+    kinds = iter((Repeated, OneMore))
+    group = group_of(2, steps=lambda count: next(kinds)(CPU, count))
+    for count in group.collectives:
+        count.total = 0  # of recording alone
+    with pytest.raises(AssertionError, match="different numbers of collectives"):
+        group.run([(0, plain_requests()[0])])
 
 
 def test_an_idle_rank_joins_with_padding_alone() -> None:

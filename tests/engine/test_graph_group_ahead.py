@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scheduler.request import DraftMethod, Request, TokenDelta
 from tests.engine.graph_engines import plain_requests
-from tests.engine.graph_groups import SHAPE, Group, LateSteps, Moment, group_of
+from tests.engine.graph_groups import SHAPE, Group, LateSteps, Moment, group_of, late
 from tests.engine.mixed_requests import alone, outcome_of
 
 METHODS = (DraftMethod.NONE, DraftMethod.MTP)
@@ -132,7 +132,7 @@ def test_no_events_change_a_token(
         method,
         max_drafts,
         is_wrong=is_wrong,
-        steps=LateSteps,
+        steps=late,
         num_blocks=num_blocks,
         block_size=4,
         max_rows_per_step=max_rows,
@@ -166,7 +166,7 @@ def test_no_events_change_a_token(
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_waited_for_before_the_next_step_is_launched(method: DraftMethod) -> None:
     """On a device that is late in everything: what was prepared with a look at a result would hold old numbers."""
-    group = group_of(2, method, is_wrong=is_wrong, steps=LateSteps)
+    group = group_of(2, method, is_wrong=is_wrong, steps=late)
     told = group.run((number % 2, request) for number, request in enumerate(plain_requests()[:-2]))
     assert tokens_of(told).items() <= expected().items()
     demand_one_story(group)
@@ -183,7 +183,7 @@ def test_what_happens_while_a_step_is_ahead_leaves_the_others_rows_as_they_are(
     event: str, moment: Moment, method: DraftMethod
 ) -> None:
     """The rank's rows that were not foreseen wait, those foreseen in vain are not looked at, and all go on together."""
-    group = group_of(2, method, 1, is_wrong=is_wrong, steps=LateSteps)
+    group = group_of(2, method, 1, is_wrong=is_wrong, steps=late)
     plain = {request.request_id: request for request in plain_requests()}
     busy, idle = group.ranks
     busy.submit(plain["long"])
@@ -211,7 +211,7 @@ def test_what_happens_while_a_step_is_ahead_leaves_the_others_rows_as_they_are(
 
 
 def test_a_group_stops_behind_the_step_that_is_ahead() -> None:
-    group = group_of(2, steps=LateSteps)
+    group = group_of(2, steps=late)
     for rank, name in zip(group.ranks, ("long", "n"), strict=True):
         rank.submit(next(request for request in plain_requests() if request.request_id == name))
     for _ in range(3):

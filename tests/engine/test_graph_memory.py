@@ -16,10 +16,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.graphs.buckets import Buckets
-from engine.graphs.device import CudaSteps, HostSteps
+from router.collectives import CollectiveCount
 from scheduler.request import DraftMethod
 from tests.engine.drafting_engines import draft_model
-from tests.engine.graph_engines import drafting, graph_runner
+from tests.engine.graph_engines import Recorder, drafting, graph_runner, record_without_gpu
 from tests.engine.mixed_requests import CPU, ROOMY, tiny
 
 SHAPE = "C"
@@ -49,14 +49,6 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
             yield leaf.untyped_storage()
 
 
-class Recorder(CudaSteps):
-    """Records as on a GPU, and copies and waits as on the host."""
-
-    host_memory = HostSteps.host_memory
-    copy = HostSteps.copy
-    mark = HostSteps.mark
-
-
 @pytest.fixture
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
     """What was touched while each graph was recorded."""
@@ -69,17 +61,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
             yield
         recorded.append(mode)
 
-    class Graph:
-        def replay(self) -> None: ...
-
-    for name, fake in {
-        "graph": recording,
-        "CUDAGraph": Graph,
-        "graph_pool_handle": lambda: None,
-        "synchronize": lambda _: None,
-        "device": lambda _: contextlib.nullcontext(),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    record_without_gpu(monkeypatch, recording)
     return recorded
 
 
@@ -87,7 +69,8 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
 def test_what_is_recorded_lives_as_long_as_its_graph(touched: list[Touched], method: DraftMethod) -> None:
     drafter = None if method is DraftMethod.NONE else draft_model(method, SHAPE)
     buckets = Buckets(sequences=(1, 4), rows=(1, 3))
-    runner, _, _ = graph_runner(drafting(ROOMY, method, 3), tiny(SHAPE), drafter, buckets=buckets, steps=Recorder(CPU))
+    recorder = Recorder(CPU, CollectiveCount())
+    runner, _, _ = graph_runner(drafting(ROOMY, method, 3), tiny(SHAPE), drafter, buckets=buckets, steps=recorder)
     gc.collect()
     assert len(touched) == len(buckets.all) * (1 if drafter is None else 3)
     for graph in touched:

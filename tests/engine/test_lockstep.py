@@ -73,6 +73,12 @@ def test_ranks_that_ran_different_numbers_of_steps_are_caught(threads: ThreadPoo
         _all(threads, locksteps, lambda n, ls: ls.agree(StepNeeds(num_rows=0, has_work=True, num_steps=n)))
 
 
+def test_ranks_that_made_different_numbers_of_collectives_are_caught(threads: ThreadPoolExecutor) -> None:
+    locksteps: list[Lockstep] = list(group_locksteps(2))
+    with pytest.raises(AssertionError, match=r"different numbers of collectives: \(0, 1\)"):
+        _all(threads, locksteps, lambda n, ls: ls.agree(StepNeeds(num_rows=0, has_work=True, num_collectives=n)))
+
+
 def test_a_ring_ends_the_sleep_of_all(threads: ThreadPoolExecutor, locksteps: list[Lockstep]) -> None:
     for ringer in range(len(locksteps)):
         sleeps = [threads.submit(lockstep.sleep) for lockstep in locksteps]

@@ -1,4 +1,4 @@
-"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Some minutes:
+"""Every drafter, length, chunk and block size against plain decoding (speculative-decoding §9 A). Ten minutes or so:
 
 pytest -m grid tests/engine/test_speculation_grid.py
 """
@@ -20,6 +20,7 @@ from tests.engine.checkpoints import SHIPPED
 from tests.engine.drafting_engines import draft_model, drafting_engine
 from tests.engine.mixed_requests import ROOMY, run_all
 from tests.engine.shipped_model import demand_acceptance, outcome_for, requests_for
+from tests.engine.test_drafting_shipped import SETTINGS
 
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(1800)]
 
@@ -29,15 +30,18 @@ NUM_PROMPTS = 200
 METHODS = (DraftMethod.EAGLE3, DraftMethod.MTP, DraftMethod.NGRAM)
 GREEDY = SamplingParams(max_tokens=128, temperature=0.0)
 SAMPLINGS = {
-    "greedy": GREEDY,
-    "drawn": dataclasses.replace(GREEDY, temperature=0.8, repetition_penalty=1.05, min_p=0.01, top_k=100),
+    "greedy": lambda: GREEDY,
+    "drawn": lambda: dataclasses.replace(GREEDY, temperature=0.8, repetition_penalty=1.05, min_p=0.01, top_k=100),
+    "biased": lambda: dataclasses.replace(SETTINGS["all"](), max_tokens=128, min_tokens=40),
 }
 
 
 @functools.cache
 def prompts() -> tuple[tuple[int, ...], ...]:
-    files = sorted((ROOT / "benchmarks" / "prompts").glob("unseen_*.jsonl"))
-    return tuple(prompt for file in files for prompt in read_prompts(file, MODEL))[:NUM_PROMPTS]
+    files = sorted((ROOT / "sigmoe" / "loadtest" / "data").glob("medical_*.jsonl"))
+    found = tuple(prompt for file in files for prompt in read_prompts(file, MODEL))[:NUM_PROMPTS]
+    assert len(found) == NUM_PROMPTS
+    return found
 
 
 def shipped(method: DraftMethod, num_drafts: int) -> Engine:
@@ -66,7 +70,7 @@ def answers(engine: Engine, sampling: SamplingParams) -> list[tuple[int, ...]]:
 
 @functools.cache
 def plain(sampling: str) -> list[tuple[int, ...]]:
-    return answers(shipped(DraftMethod.NONE, 0), SAMPLINGS[sampling])
+    return answers(shipped(DraftMethod.NONE, 0), SAMPLINGS[sampling]())
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -74,7 +78,7 @@ def plain(sampling: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_two_hundred_prompts_of_the_shipped_model(method: DraftMethod, num_drafts: int, sampling: str) -> None:
     engine = shipped(method, num_drafts)
-    assert answers(engine, SAMPLINGS[sampling]) == plain(sampling)
+    assert answers(engine, SAMPLINGS[sampling]()) == plain(sampling)
     assert engine.stats().drafts.num_rounds > 0
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.shapes import SHAPES, shape_dict
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
+from model.rope import cos_sin_table
 from model.tensors import TensorKind, expected_tensors
 
 
@@ -134,6 +135,9 @@ def test_unsupported_value_is_refused_by_field_and_value(field: str, value: Any)
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
         ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "rope_scaling.factor"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 5e-324}}, "rope_scaling.beta_fast"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale_all_dim": -1.0}}, "rope_scaling.mscale_all_dim"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "long_factor": [1]}}, "rope_scaling.long_factor"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         (
@@ -191,9 +195,14 @@ def test_any_json_value_is_read_or_refused_never_a_traceback(field: str, value: 
     assert 2 <= config.rope.rotary_dim <= config.head_dim
 
 
+ROPE_FIELDS = ["type", "rope_type", "factor", "rope_theta", "truncate"]
+ROPE_FIELDS += ["beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor", "mscale_all_dim"]
+
+
 @settings(max_examples=200, deadline=None)
-@given(name=st.sampled_from(["type", "rope_type", "factor", "beta_fast", "truncate", "rope_theta"]), value=JSON_VALUES)
+@given(name=st.sampled_from(ROPE_FIELDS), value=JSON_VALUES)
 def test_any_rope_scaling_is_read_or_refused(name: str, value: Any) -> None:
-    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32} | {name: value}
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0} | {name: value}
     with contextlib.suppress(ConfigError):
-        config_with(rope_scaling=scaling)
+        rope = config_with(rope_scaling=scaling).rope
+        assert cos_sin_table(rope, 3).shape == (3, rope.rotary_dim)

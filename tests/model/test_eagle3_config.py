@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -147,6 +148,12 @@ def test_the_rotary_embedding_is_the_heads_own() -> None:
         ({"rope_scaling": {"mrope_section": [16, 24, 24]}}, "rope_scaling.mrope_section"),
         ({"rope_scaling": 4}, "rope_scaling: 4 is not allowed: an object"),
         ({"rope_theta": 0}, "rope_theta: 0.0 is not allowed"),
+        ({"rope_theta": 1, "rope_scaling": YARN}, "rope_theta: 1.0 is not allowed: more than 1 is"),
+        (
+            # 0.1 x mscale_all_dim x ln(factor) + 1 is what YaRN divides by
+            {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": -10 / math.log(4)}},
+            "rope_scaling.mscale_all_dim: .* is not allowed: .* greater than or equal to 0",
+        ),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: 1.5 is not allowed"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 is no divisor"),
         ({"head_dim": 15}, "head_dim: 15 is not allowed"),

@@ -84,7 +84,7 @@ def test_every_routing_comes_out_as_on_one_rank(
     def one(rank: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
         dispatcher = GroupDispatcher(placement, rank, members[rank])
         out, counts = through(dispatcher, held[rank], *brought[rank])
-        assert dispatcher.num_collectives == 2
+        assert dispatcher.collectives.total == 2
         return out, counts, dispatcher.load.snapshot()
 
     results = on_ranks(placement.num_ranks, one)
@@ -119,7 +119,7 @@ def test_steps_that_are_not_padded_go_with_exact_splits() -> None:
     def one(rank: int) -> torch.Tensor:
         dispatcher = GroupDispatcher(placement, rank, members[rank])
         out, _ = through(dispatcher, held[rank], *brought[rank])
-        assert dispatcher.num_collectives == 3
+        assert dispatcher.collectives.total == 3
         return out
 
     for out, (hidden, choice) in zip(on_ranks(2, one), brought, strict=True):
