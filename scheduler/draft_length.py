@@ -237,8 +237,9 @@ class DraftLength:
         if is_sample and not (self._trial_left and odds.num_rounds < _EASY_ROUNDS):
             self._odds.observe(num_drafted, num_used)
         odds.observe(num_drafted, num_used)
-        if len(odds.promised) >= num_drafted:
-            self._truth.observe(sum(odds.promised[:num_drafted]), num_used)
+        promised = odds.promised
+        if len(promised) >= num_drafted:
+            self._truth.observe(sum(promised if len(promised) == num_drafted else promised[:num_drafted]), num_used)
         self._num_rounds += 1
         self._num_heard += 1
 
@@ -279,7 +280,7 @@ class DraftLength:
         if self._is_learning:
             self._begin_lesson(len(drafting) + num_others, num_decodes, num_live)
             return
-        chances = [reach(odds.given(self._shared)) for odds in drafting]
+        chances = [odds.chances(self._shared, self._max_drafts) for odds in drafting]
         truth, delivered = self._truth.factor, self._delivery.factor
         everybody = chances + [reach(self._shared)] * num_others
         best = best_choice(everybody, num_decodes, self._costs, truth, num_live=num_live)

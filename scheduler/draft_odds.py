@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 _CARRY = 0.97  # of the odds at the last place observed, for places beyond it
 _DECAY = 0.98  # of a sequence's counts, by each round
@@ -27,9 +26,12 @@ class _Counts:
     def add(self, num_drafted: int, num_accepted: int) -> None:
         """Count one round. A draft behind the first one refused was not tried."""
         accepted, tried, decay = self.accepted, self.tried, self._decay
-        for place in range(min(num_drafted, num_accepted + 1)):
+        for place in range(num_accepted):
             tried[place] = tried[place] * decay + 1.0
-            accepted[place] = accepted[place] * decay + (1.0 if place < num_accepted else 0.0)
+            accepted[place] = accepted[place] * decay + 1.0
+        if 0 <= num_accepted < num_drafted:
+            tried[num_accepted] = tried[num_accepted] * decay + 1.0
+            accepted[num_accepted] *= decay
 
     def shrink(self, most: float) -> None:
         """Let no place weigh more rounds than `most`."""
@@ -52,29 +54,30 @@ class DraftOdds:
         self.num_rounds += 1
         self._counts.add(num_drafted, num_accepted)
 
-    def given(self, prior: Sequence[float]) -> list[float]:
-        """The odds at every place; `prior` are those of everybody."""
-        return list(self._each(prior))
+    def chances(self, prior: Sequence[float], longest: int, least: float = 0.0) -> list[float]:
+        """The chance of each draft to be committed, of `longest` at most and as far as it is `least`.
+
+        `prior` are the odds of everybody. At a place that the sequence never came to it is as much worse than everybody
+        as at the one before.
+        """
+        # For each sequence of each step: with a generator for the odds it took twice the time.
+        accepted, tried, found = self._counts.accepted, self._counts.tried, []
+        share = chance = 1.0
+        for place in range(longest):
+            usual, rounds = prior[place], tried[place]
+            expected = usual if rounds else usual * share
+            odd = (accepted[place] + _PRIOR_ROUNDS * expected) / (rounds + _PRIOR_ROUNDS)
+            chance *= odd
+            if chance < least:
+                break
+            found.append(chance)
+            share = odd / usual if odd < usual else 1.0
+        return found
 
     def promise(self, prior: Sequence[float], longest: int, price: float) -> int:
         """How many drafts to ask for, `longest` at most: as long as the chance of each to be committed is its price."""
-        self.promised = []
-        chance = 1.0
-        for odd in islice(self._each(prior), longest):
-            chance *= odd
-            if chance < price:
-                break
-            self.promised.append(chance)
+        self.promised = self.chances(prior, longest, price)
         return len(self.promised)
-
-    def _each(self, prior: Sequence[float]) -> Iterator[float]:
-        """At a place that the sequence never came to it is as much worse than everybody as at the one before."""
-        share = 1.0  # of everybody's odds, at the place before
-        for accepted, tried, usual in zip(self._counts.accepted, self._counts.tried, prior, strict=True):
-            expected = usual if tried else usual * share
-            odd = (accepted + _PRIOR_ROUNDS * expected) / (tried + _PRIOR_ROUNDS)
-            yield odd
-            share = min(odd / usual, 1.0)
 
 
 class SharedOdds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 
@@ -234,16 +235,22 @@ def test_a_fixed_length_stays() -> None:
     assert control.length_for(odds, 2) == 2
 
 
+def given(odds: DraftOdds, prior: list[float]) -> list[float]:
+    """The odds at every place."""
+    chances = [1.0, *odds.chances(prior, len(prior))]
+    return [chance / before for before, chance in pairwise(chances)]
+
+
 def test_odds_are_conditional_and_fade() -> None:
     odds = DraftOdds(3)
-    assert odds.given([0.5, 0.7, 0.6]) == pytest.approx([0.5, 0.7, 0.6])
+    assert given(odds, [0.5, 0.7, 0.6]) == pytest.approx([0.5, 0.7, 0.6])
     for _ in range(50):
         odds.observe(3, 1)  # the first holds, the second fails, the third is never tried
-    first, second, third = odds.given([0.5, 0.5, 0.5])
+    first, second, third = given(odds, [0.5, 0.5, 0.5])
     assert first > 0.75 and second < 0.25 and third == pytest.approx(second)
     for _ in range(100):
         odds.observe(3, 0)
-    assert odds.given([0.5, 0.5, 0.5])[0] < 0.25
+    assert given(odds, [0.5, 0.5, 0.5])[0] < 0.25
     assert reach([0.5, 0.5]) == [0.5, 0.25]
 
 
