@@ -252,6 +252,18 @@ def test_what_belongs_to_another_head_or_model_is_not_gone_on_with(
     assert "holds answers of another list of questions" in capfd.readouterr().err
 
 
+def test_a_checkpoint_that_does_not_say_what_it_trains_is_refused(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    (newest,) = (tmp_path / "head.work").glob("draft-*.pt")
+    state = torch.load(newest, weights_only=True)
+    del state["head"]
+    torch.save(state, newest)
+    assert main(command) == 2
+    assert "trains a head of another" in capfd.readouterr().err
+
+
 def test_a_model_that_was_trained_anew_is_another(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint("B"), tmp_path / "model"))
     before = fingerprint(folder)

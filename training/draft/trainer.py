@@ -93,7 +93,7 @@ class Trainer:
             return False
         state = load_checkpoint(newest)
         for name, ours in self._identity().items():
-            if state["head"].get(name) != ours:
+            if state.get("head", {}).get(name) != ours:
                 raise ValueError(f"{newest}: trains a head of another {name}; give another --work, or remove it")
         self.net.load_state_dict(state["net"])
         for (optimiser, _), saved in zip(self._optimisers, state["optimisers"], strict=True):
