@@ -95,7 +95,7 @@ def _assemble(config: EngineConfig, on_progress: Progress | None) -> _Parts:
     dtype, device = activation_dtype(config), chosen_device(config.device)
     cache_dtype = kv_dtype(config)
     placement = Placement.even(model_config.num_experts, config.group_size)
-    dispatcher = _dispatcher(config, placement, device)
+    dispatcher = expert_dispatcher(placement, config.rank, device)
     local_experts = placement.local_experts(config.rank)
     num_weight_bytes = weight_bytes(model_config, dtype, local_experts, keeps_fp8=reads_fp8(device))
     num_weight_bytes += draft_weight_bytes(config, model_config, dtype)
@@ -183,10 +183,11 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dispatcher(config: EngineConfig, placement: Placement, device: torch.device) -> LocalDispatcher | GroupDispatcher:
-    if config.group_size == 1:
+def expert_dispatcher(placement: Placement, rank: int, device: torch.device) -> LocalDispatcher | GroupDispatcher:
+    """To the experts of a rank alone, or of all ranks, whose group must have been joined."""
+    if placement.num_ranks == 1:
         return LocalDispatcher(placement.num_experts, device)
-    return GroupDispatcher(placement, config.rank, _world(), device)
+    return GroupDispatcher(placement, rank, _world(), device)
 
 
 def _world() -> dist.ProcessGroup:

@@ -103,9 +103,10 @@ def answer_all(
         _save(_part(out, first), talks)
 
 
-def load_talks(folder: Path) -> list[Talk]:
-    """Everything that `answer_all` wrote."""
-    return [talk for file in sorted(folder.glob("answers-*.npz")) for talk in _load(file)]
+def read_talks(folder: Path) -> Iterator[Talk]:
+    """Everything that `answer_all` wrote, part by part."""
+    for file in sorted(folder.glob("answers-*.npz")):
+        yield from _load(file)
 
 
 def _part(folder: Path, first: int) -> Path:

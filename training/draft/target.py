@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import kernels.native
+from engine.build import expert_dispatcher
 from model.batch import Batch
 from model.checkpoint import Target as Placed
 from model.checkpoint import load_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from router.group import GroupDispatcher
-from router.local import LocalDispatcher
 from router.placement import Placement
 from training.draft.ranks import Rank
 
@@ -42,7 +40,8 @@ class TargetModel:
         self.device = place.device
         experts = Placement.even(self.config.num_experts, place.size)
         placed = Placed(dtype=dtype, device=place.device, placement=experts, rank=place.rank)
-        self._model = load_model(folder, self.config, target=placed, dispatcher=_dispatcher(experts, place))
+        dispatcher = expert_dispatcher(experts, place.rank, place.device)
+        self._model = load_model(folder, self.config, target=placed, dispatcher=dispatcher)
         self._kv = KVCache(self.config, -(-2 * max_tokens // TALK_BLOCK), TALK_BLOCK, dtype, place.device)
 
     @property
@@ -69,14 +68,6 @@ class TargetModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed states [N, H] to logits [N, V] fp32."""
         return self._model.lm_head(hidden)
-
-
-def _dispatcher(experts: Placement, place: Rank) -> LocalDispatcher | GroupDispatcher:
-    if place.size == 1:
-        return LocalDispatcher(experts.num_experts, place.device)
-    group = dist.group.WORLD
-    assert group is not None, "the ranks have not met"
-    return GroupDispatcher(experts, place.rank, group, place.device)
 
 
 def whole_talks(tokens: Tensor, lengths: Tensor, device: torch.device) -> Batch:

@@ -20,7 +20,7 @@ from engine.build import chosen_device
 from engine.config import EngineConfig
 from model.config import ModelConfig
 from model.eagle3_config import Eagle3Config
-from training.draft.answers import AnswersOf, LoadedModel, Talk, answer_all, load_talks, read_questions
+from training.draft.answers import AnswersOf, LoadedModel, Talk, answer_all, read_questions, read_talks
 from training.draft.chain import Teacher
 from training.draft.data import batches, collate, endless
 from training.draft.export import export_head
@@ -31,7 +31,7 @@ from training.draft.served import ServedModel
 from training.draft.shape import LAYOUTS, DraftShape, draft_config
 from training.draft.target import TargetModel
 from training.draft.trainer import Trainer, evaluate
-from training.draft.vocabulary import Vocabulary, always_drafted, choose_vocabulary
+from training.draft.vocabulary import always_drafted, choose_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def train(options: Options) -> None:
     with _progress(Console()) as progress:
         for part in (_ANSWERS, _HELD_OUT):
             _answer(options, part, progress)
-            if not any(len(talk.tokens) > talk.answer_start + 1 for talk in load_talks(options.work / part.name)):
+            if not any(len(talk.tokens) > talk.answer_start + 1 for talk in read_talks(options.work / part.name)):
                 raise ValueError(f"{part.flag}: the model answers none of them with more than a token")
     if options.answers_only:
         return
@@ -98,16 +98,19 @@ def train(options: Options) -> None:
 def train_rank(place: Rank, options: Options) -> None:
     """One rank's part, once there are answers."""
     console = Console(quiet=not place.is_first)
-    torch.set_num_threads(max(options.num_threads // place.size, 1))
+    num_threads = max(options.num_threads // place.size, 1)
+    torch.set_num_threads(num_threads)
     torch.manual_seed(options.seed)
-    talks, held_out = (load_talks(options.work / part.name) for part in (_ANSWERS, _HELD_OUT))
+    talks, held_out = (list(read_talks(options.work / part.name)) for part in (_ANSWERS, _HELD_OUT))
     config = ModelConfig.from_dir(options.model)
     counts = _said(talks, config.vocab_size)
     shape = _shape(options, config)
     forced = always_drafted(Tokenizer.from_dir(options.model), config.eos_token_ids, _talked(talks))
     vocabulary = choose_vocabulary(counts, shape.vocab_size, forced)
     console.print(f"{len(talks)} answers, {counts.sum():,} tokens; the vocabulary covers {vocabulary.coverage:.2%}")
-    net, teacher = _head(options, shape, vocabulary, place)
+    max_tokens = max(options.batch_tokens, options.max_length)
+    model = TargetModel(options.model, max_tokens=max_tokens, num_threads=num_threads, place=place)
+    net, teacher = DraftNet(shape).to(place.device), Teacher(model, vocabulary, shape.capture_layers)
     trainer = Trainer(net, teacher, out=options.work, minutes=options.minutes, num_steps=options.num_steps, place=place)
     if trainer.resume():
         console.print(f"going on from step {trainer.step}")
@@ -175,17 +178,6 @@ def _answer(options: Options, part: _Part, progress: Progress) -> None:
         max_tokens=options.max_answer,
         progress=progress,
     )
-
-
-def _head(options: Options, shape: DraftShape, vocabulary: Vocabulary, place: Rank) -> tuple[DraftNet, Teacher]:
-    model = TargetModel(
-        options.model,
-        max_tokens=max(options.batch_tokens, options.max_length),
-        num_threads=max(options.num_threads // place.size, 1),
-        place=place,
-    )
-    net = DraftNet(shape).to(place.device)
-    return net, Teacher(model, vocabulary, shape.capture_layers)
 
 
 def _said(talks: Sequence[Talk], vocab_size: int) -> NDArray[np.int64]:
